@@ -1,0 +1,57 @@
+"""Fixtures and skip rules that all test files share."""
+
+import shutil
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from tinybitvit import backend
+from tinybitvit.data import download
+
+DATA_ROOT = download.data_root()
+
+
+@pytest.fixture
+def rng(request):
+    """A Generator seeded by the test's own id: the same numbers in every run, alone or in any order."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder of the downloaded data sets; a test that needs one is marked `data("cifar-10-batches-bin")`."""
+    return DATA_ROOT
+
+
+def missing_requirement(item):
+    """The reason why a test cannot run on this machine, or None."""
+    for marker in item.iter_markers("data"):
+        if not marker.args:
+            raise pytest.UsageError(f'{item.nodeid}: name what it needs, as in @pytest.mark.data("fashion-mnist")')
+        absent = [name for name in marker.args if not (DATA_ROOT / name).exists()]
+        if absent:
+            return f"no {', '.join(absent)} in {DATA_ROOT}"
+    if item.get_closest_marker("gpu") and backend.cuda_problem():
+        return backend.cuda_problem()
+    if item.get_closest_marker("browser") and not shutil.which("chromium"):
+        return "no chromium on the PATH"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if reason := missing_requirement(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish():
+    # Small tensors gain nothing from more threads, and on a large machine waking them takes longer than the test.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(2)
+
+
+def pytest_report_header():
+    problem = backend.cuda_problem()
+    return f"GPU: not tested ({problem})" if problem else "GPU: tested"

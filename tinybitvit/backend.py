@@ -1,0 +1,159 @@
+"""NumPy or CuPy: the array decides.
+
+The one file that knows both array modules. `array_module(a)` is numpy for a NumPy array and cupy for a CuPy array;
+operations receive it as `ctx.xp`, so the same text runs on either device. All randomness is drawn by a host
+`numpy.random.Generator`, so that a run on a GPU starts from the same numbers as a run on the CPU.
+"""
+
+import importlib.util
+import sys
+import threading
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+
+CUPY_INSTALL = 'pip install "cupy-cuda13x[ctk]" (driver for CUDA 13) or "cupy-cuda12x[ctk]" (CUDA 12)'
+
+# Aliases for the device-blind layers (nn, quant), which must not import numpy themselves.
+Generator = np.random.Generator
+host = np
+
+
+def _is_device_array(a):
+    # A CuPy array can only exist once cupy has been imported: without it no look-up is needed.
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(a, cupy.ndarray)
+
+
+def array_module(*arrays):
+    """numpy or cupy, whichever the arrays belong to; arrays of both kinds together raise TypeError."""
+    if "cupy" not in sys.modules:
+        return np
+    on_gpu = [_is_device_array(a) for a in arrays]
+    if not any(on_gpu):
+        return np
+    if not all(on_gpu):
+        raise TypeError("an operation got arrays on the CPU and on the GPU; move one of them with .to('cpu') or .to('cuda')")
+    return sys.modules["cupy"]
+
+
+def device_of(array):
+    """'cpu' or 'cuda'."""
+    return "cuda" if _is_device_array(array) else "cpu"
+
+
+@cache
+def cuda_problem():
+    """None where a CUDA device works, else one sentence that names the cause (found by running one kernel and one matmul)."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {CUPY_INSTALL}"
+    import cupy
+
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        if cupy.cuda.runtime.driverGetVersion() == 0:
+            return "CuPy is installed, but no NVIDIA driver was found on this machine"
+        return f"the NVIDIA driver is too old for this CuPy, update the driver ({error})"
+    try:
+        a = cupy.ones((2, 2), dtype="float32")
+        if float((a @ a + 1).sum()) != 12.0:
+            return "a matmul on the GPU gave a wrong result"
+    except Exception as error:  # NVRTC, cuBLAS or the device itself: each has its own error class
+        return f"CuPy cannot run a kernel ({error}); reinstall it with its CUDA libraries: {CUPY_INSTALL}"
+    return None
+
+
+def resolve_device(device):
+    """'cpu', 'cuda' or 'auto' (a usable GPU, else the CPU) to 'cpu' or 'cuda'.
+
+    Asking for 'cuda' where it cannot work raises RuntimeError; it never falls back in silence.
+    """
+    if device not in ("cpu", "cuda", "auto"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'auto', not {device!r}")
+    if device == "cpu":
+        return "cpu"
+    problem = cuda_problem()
+    if device == "cuda" and problem:
+        raise RuntimeError(f"device 'cuda' is not usable: {problem}")
+    return "cpu" if problem else "cuda"
+
+
+def to_device(array, device):
+    """The array on 'cpu' or 'cuda'; returned as it is where it is there already."""
+    device = resolve_device(device)
+    if device == device_of(array):
+        return array
+    if device == "cpu":
+        return array.get()
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_numpy(array):
+    """A host copy of a device array; a NumPy array is returned as it is."""
+    return array.get() if _is_device_array(array) else np.asarray(array)
+
+
+def as_array(value, dtype=None, like=None):
+    """An array from nested lists, scalars or arrays, on the device of `like` (default: where it is, else the CPU)."""
+    if _is_device_array(value) or isinstance(value, np.ndarray):
+        return value if dtype is None else value.astype(dtype, copy=False)
+    xp = np if like is None else array_module(like)
+    array = xp.asarray(value, dtype=dtype)
+    if dtype is None and array.dtype == "float64" and not isinstance(value, np.generic):
+        array = array.astype("float32")  # Python floats have no width of their own: float32 is the default here
+    return array
+
+
+def erf(x):
+    """The error function, elementwise (NumPy has none: SciPy's on the CPU, CuPy's copy of it on the GPU)."""
+    if _is_device_array(x):
+        from cupyx.scipy.special import erf as special_erf
+    else:
+        from scipy.special import erf as special_erf
+    return special_erf(x)
+
+
+def add_at(target, index, values):
+    """target[index] += values with repeated indices counted each time, in place."""
+    array_module(target).add.at(target, index, values)
+
+
+class _Random(threading.local):
+    """Each thread's own generator, so that worker threads draw reproducibly and never share a state."""
+
+    generator = None
+
+
+_random = _Random()
+
+
+def make_rng(seed=None):
+    """A host Generator from an int, None (fresh entropy) or a Generator (returned as it is)."""
+    return np.random.default_rng(seed)
+
+
+def current_rng():
+    """The generator that layers draw from in this thread: that of `use_rng`, else one made from fresh entropy."""
+    if _random.generator is None:
+        _random.generator = make_rng()
+    return _random.generator
+
+
+@contextmanager
+def use_rng(seed):
+    """Within the block, `current_rng()` of this thread is `make_rng(seed)`."""
+    before, _random.generator = _random.generator, make_rng(seed)
+    try:
+        yield _random.generator
+    finally:
+        _random.generator = before
+
+
+def manual_seed(seed):
+    """Seed the generator that this thread's layers (weight initialisation, dropout) draw from when given no `rng`."""
+    _random.generator = make_rng(seed)
+    return _random.generator

@@ -1,0 +1,113 @@
+"""Any folder of pictures as a data set: one sub-folder a class."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from .datasets import Dataset, stratified_split
+from .download import DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+
+
+def load_image_folder(
+    path: str | os.PathLike, size: int | tuple[int, int] | None = None, test_size: float = 0.25, seed: int = 0
+) -> Dataset:
+    """Read ``path/CLASS/*.png`` (jpg, bmp, webp, ...) and hold out ``test_size`` of every class.
+
+    Where ``path/train/CLASS`` and ``path/test/CLASS`` exist, that split is kept. ``size`` is the side or (height,
+    width) to which all images are stretched; it may be left out where all have one size already. Images become RGB,
+    or grey (C = 1) if all are; transparent pixels are shown on white. Hidden files and links that lead outside are
+    skipped. Raises DataError that names the file for anything that cannot be read.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: pass one that holds a sub-folder of images for each class")
+    shape = (size, size) if np.isscalar(size) else size
+    if shape is not None and (len(shape) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape)):
+        raise ValueError(f"size must be a positive side or (height, width), got {size!r}")
+    top = Path(os.path.realpath(root))
+    train, test = root / "train", root / "test"
+    if _subfolders(train, top) and _subfolders(test, top):
+        parts = [_class_files(train, top), _class_files(test, top)]
+        if unknown := set(parts[1]) - set(parts[0]):
+            raise DataError(f"{test} holds classes that {train} lacks: {', '.join(sorted(unknown))}")
+    else:
+        parts = [_class_files(root, top)]
+    classes = tuple(parts[0])
+    if len(classes) < 2:
+        raise DataError(f"{root} holds {len(classes)} class folder(s): classification needs two or more")
+    X = _stack([file for part in parts for files in part.values() for file in files], shape)
+    y = np.array([classes.index(name) for part in parts for name, files in part.items() for _ in files], np.int64)
+    if len(parts) == 1:
+        return stratified_split(root.name, X, y, classes, test_size, seed)
+    split = sum(map(len, parts[0].values()))
+    return Dataset(X[:split], y[:split], X[split:], y[split:], classes, root.name)
+
+
+def _visible(folder: Path, top: Path) -> list[Path]:
+    """Entries in the order of their names, without hidden ones and links that leave ``top``."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}): check its permissions") from error
+    return [e for e in entries if not e.is_symlink() or Path(os.path.realpath(e)).is_relative_to(top)]
+
+
+def _subfolders(folder: Path, top: Path) -> list[Path]:
+    return [entry for entry in _visible(folder, top) if entry.is_dir()] if folder.is_dir() else []
+
+
+def _class_files(folder: Path, top: Path) -> dict[str, list[Path]]:
+    """The image files of each class, by class name."""
+    classes = {}
+    for sub in _subfolders(folder, top):
+        classes[sub.name] = [f for f in _visible(sub, top) if f.suffix.lower() in SUFFIXES and f.is_file()]
+        if not classes[sub.name]:
+            raise DataError(f"{sub} holds no image (png, jpg, ...; links that lead outside do not count): remove it")
+    return classes
+
+
+def _stack(files: list[Path], shape: tuple[int, int] | None) -> np.ndarray:
+    """All images as one array (N, H, W, 1 or 3) uint8."""
+    images = []
+    for file in files:
+        images.append(_read(file, shape))
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            (h0, w0), (h, w) = images[0].shape[:2], images[-1].shape[:2]
+            raise DataError(f"{files[0]} is {h0} x {w0} but {file} is {h} x {w}: pass size= to bring all to one size")
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _read(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
+    """One image as (H, W, 1) or (H, W, 3) uint8, upright by its EXIF tag."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return _pixels(ImageOps.exif_transpose(image), shape)
+    except Exception as error:  # on damaged files Pillow's decoders raise almost anything
+        raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
+
+
+def _pixels(image, shape: tuple[int, int] | None) -> np.ndarray:
+    from PIL import Image
+
+    mode = "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB"
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert(mode)
+    if shape is not None:
+        image = image.resize(shape[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, -1)

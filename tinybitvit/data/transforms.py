@@ -1,0 +1,186 @@
+"""What happens to a batch of images (N, H, W, C) before the network sees it: augmentation, then normalisation.
+
+An augmentation is a function ``f(X, rng, ...)`` that returns new images of the same shape and dtype, never changing
+X, and draws from a host ``numpy.random.Generator``: the same state gives the same images on every device.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+class Normalize:
+    """(x - mean) / std for each channel, as float32; uint8 images are divided by 255 first.
+
+    ``mean`` and ``std`` are scalars or one value a channel; other dtypes than uint8 are taken as they are.
+    """
+
+    def __init__(self, mean, std):
+        self.mean, self.std = np.atleast_1d(np.asarray(mean, np.float32)), np.atleast_1d(np.asarray(std, np.float32))
+        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
+            raise ValueError(f"mean and std need one value a channel, got {self.mean.shape} and {self.std.shape}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
+            raise ValueError("mean and std must be finite and std above zero: are there NaN or infinite pixels?")
+
+    @classmethod
+    def fit(cls, X: np.ndarray) -> "Normalize":
+        """Mean and standard deviation of every channel of the training images X (N, H, W, C).
+
+        A constant channel gets std 1 and so becomes 0. Two passes in float64 over blocks of images: no float copy of
+        all of X is made, and nothing cancels.
+        """
+        _check_batch(X)
+        if X.size == 0:
+            raise ValueError(f"Normalize.fit needs at least one pixel, got X of shape {X.shape}")
+        channels, pixels = X.shape[-1], math.prod(X.shape[1:])
+        step = max(1, (1 << 20) // pixels)
+
+        def channel_means(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            blocks = (X[i : i + step].reshape(-1, pixels) for i in range(0, len(X), step))
+            total = sum(function(block).sum(0, dtype=np.float64) for block in blocks)
+            return np.reshape(total, (-1, channels)).sum(0) / (X.size // channels)
+
+        mean = channel_means(lambda block: block)
+        center = np.resize(mean, pixels)
+        std = np.sqrt(channel_means(lambda block: (block - center) ** 2))
+        unit = 255.0 if X.dtype == np.uint8 else 1.0
+        constant = std <= 1e-6 * np.abs(mean)  # up to rounding errors
+        return cls(mean / unit, np.where(constant, 1.0, std / unit))
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        """Images (N, H, W, C) of any dtype to float32."""
+        _check_batch(X)
+        if len(self.mean) not in (1, X.shape[-1]):
+            raise ValueError(f"X of shape {X.shape} has {X.shape[-1]} channels (the last axis), not {len(self.mean)}")
+        unit = np.float32(255.0 if X.dtype == np.uint8 else 1.0)
+        # Repeated to the length of an image: NumPy's inner loop over 3 channels alone is six times slower.
+        pixels = math.prod(X.shape[1:])
+        offset = np.resize(self.mean * unit, pixels)
+        scale = np.resize(1 / (self.std * unit), pixels)
+        out = np.subtract(X.reshape(len(X), pixels), offset, dtype=np.float32)
+        out *= scale
+        return out.reshape(X.shape)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """JSON-safe, exact: ``Normalize.from_dict(n.to_dict())`` has the same bits."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[float]]) -> "Normalize":
+        return cls(values["mean"], values["std"])
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean.round(4).tolist()}, std={self.std.round(4).tolist()})"
+
+
+def random_flip(X: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror every second image or so left to right."""
+    _check_batch(X)
+    chosen = rng.random(len(X)) < 0.5
+    out = X.copy()
+    out[chosen] = X[chosen, :, ::-1]
+    return out
+
+
+def random_shift(X: np.ndarray, rng: np.random.Generator, max_shift: int) -> np.ndarray:
+    """Move every image by up to ``max_shift`` pixels along both axes; its edge is continued.
+
+    The edge, because it is a background for any pixel scale: zero is black in raw and grey in normalised images.
+    """
+    return _translate(X, rng, max_shift, "edge")
+
+
+def random_crop(X: np.ndarray, rng: np.random.Generator, padding: int) -> np.ndarray:
+    """Pad with ``padding`` zeros on each side and cut the old size out at random: the usual recipe for CIFAR."""
+    return _translate(X, rng, padding, "constant")
+
+
+def cutout(X: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Cover a square of ``size`` pixels, centred anywhere in the image, with the image's mean colour.
+
+    DeVries and Taylor (2017) fill normalised images with zero; the mean is the same thing for raw pixels.
+    """
+    _check_batch(X, size)
+    n, height, width, _ = X.shape
+
+    def covered(length: int) -> np.ndarray:  # (n, length) bool
+        from_start = np.arange(length) - (rng.integers(length, size=(n, 1)) - size // 2)
+        return (from_start >= 0) & (from_start < size)
+
+    square = covered(height)[:, :, None, None] & covered(width)[:, None, :, None]
+    mean = X.mean(1, keepdims=True).mean(2, keepdims=True).astype(X.dtype)
+    return np.where(square, mean, X)
+
+
+def _translate(X: np.ndarray, rng: np.random.Generator, reach: int, fill: str) -> np.ndarray:
+    _check_batch(X, reach)
+    n, height, width, channels = X.shape
+    down, right = rng.integers(2 * reach + 1, size=(2, n, 1))
+    padded = np.pad(X, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode=fill)  # type: ignore[call-overload]
+    # A row of an image is copied in one piece: a window of width * channels values on the padded row.
+    windows = sliding_window_view(padded.reshape(n, height + 2 * reach, -1), width * channels, axis=2)
+    rows = windows[np.arange(n)[:, None], down + np.arange(height), right * channels]
+    return rows.reshape(X.shape)
+
+
+def _check_batch(X: np.ndarray, amount: int = 0) -> None:
+    if np.ndim(X) != 4:
+        raise ValueError(f"X must be a batch of images (N, H, W, C), got shape {np.shape(X)}")
+    if amount < 0:
+        raise ValueError(f"the number of pixels must not be negative, got {amount}")
+
+
+# name: function, and the share of the image's smaller side that is its default amount (None: it takes no amount)
+AUGMENTATIONS: dict[str, tuple[Callable[..., np.ndarray], int | None]] = {
+    "flip": (random_flip, None),
+    "shift": (random_shift, 14),
+    "crop": (random_crop, 8),
+    "cutout": (cutout, 4),
+}
+
+
+def make_augment(spec: str | Augment | None, image_shape: tuple[int, int, int]) -> Augment:
+    """A function ``(X, rng) -> X`` for images of ``image_shape`` (H, W, C).
+
+    spec: None (nothing), a function (taken as it is), or steps such as ``"flip,crop:4,cutout:8"``: flip, shift, crop
+    and cutout, each but flip with an optional number of pixels. Without one it is a share of the smaller side s, at
+    least 1: shift s // 14 (2 for 28 x 28), crop s // 8 (4 for 32 x 32), cutout s // 4.
+    ``"auto"`` is ``"flip,crop"`` for colour images and ``"shift"`` for grey ones, which are often digits and letters,
+    that no mirror leaves alone; images with a side below 8 stay as they are.
+    """
+    if callable(spec):
+        return spec
+    if not isinstance(spec, str | None):
+        raise TypeError(f"augment must be None, a function or text such as 'flip,crop:4', got {spec!r}")
+    side = min(image_shape[:2])
+    if spec == "auto" and side >= 8:
+        spec = "flip,crop" if image_shape[2] >= 3 else "shift"
+    steps = [] if spec is None or spec == "auto" else [_parse_step(text, side) for text in spec.split(",")]
+    return partial(_apply, steps)
+
+
+def _apply(steps: Iterable[Augment], X: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    for step in steps:
+        X = step(X, rng)
+    return X
+
+
+def _parse_step(text: str, side: int) -> Augment:
+    name, colon, number = text.strip().partition(":")
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"unknown augmentation {name!r}: choose from {', '.join(AUGMENTATIONS)}, auto or None")
+    function, share = AUGMENTATIONS[name]
+    if share is None:
+        if colon:
+            raise ValueError(f"augmentation {name!r} takes no number, got {text.strip()!r}")
+        return function
+    amount = max(1, side // share) if not colon else int(number) if number.isdecimal() else 0
+    if not 1 <= amount < side:
+        raise ValueError(f"augmentation {text.strip()!r} needs a number of pixels from 1 to {side - 1}")
+    # max_shift, padding or size: the third parameter of each
+    return lambda X, rng: function(X, rng, amount)

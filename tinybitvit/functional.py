@@ -1,0 +1,270 @@
+"""The public call of every operation: Tensors (or arrays, or numbers) in, a Tensor out.
+
+Array operations have NumPy's names and `axis`; network operations have the meaning and the argument order of
+`torch.nn.functional`. Formulas and derivations stand in the docstrings of the Functions in `tinybitvit.ops`.
+"""
+
+from . import backend
+from .autograd import is_recording
+from .ops import OPS
+from .tensor import Tensor, apply
+
+# --- elementwise, broadcasting ------------------------------------------------------------------------------------------
+
+
+def add(a, b):
+    """a + b."""
+    return apply(OPS["add"], a, b)
+
+
+def sub(a, b):
+    """a - b."""
+    return apply(OPS["sub"], a, b)
+
+
+def mul(a, b):
+    """a * b."""
+    return apply(OPS["mul"], a, b)
+
+
+def div(a, b):
+    """a / b."""
+    return apply(OPS["div"], a, b)
+
+
+def neg(x):
+    """-x."""
+    return apply(OPS["neg"], x)
+
+
+def pow(x, exponent):
+    """x ** exponent, the exponent a Python number."""
+    return as_tensor(x) ** exponent
+
+
+def exp(x):
+    """e^x."""
+    return apply(OPS["exp"], x)
+
+
+def log(x):
+    """Natural logarithm."""
+    return apply(OPS["log"], x)
+
+
+def sqrt(x):
+    """Square root."""
+    return apply(OPS["sqrt"], x)
+
+
+def tanh(x):
+    """Hyperbolic tangent."""
+    return apply(OPS["tanh"], x)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    return apply(OPS["sigmoid"], x)
+
+
+def relu(x):
+    """max(x, 0)."""
+    return apply(OPS["relu"], x)
+
+
+def gelu(x, approximate="none"):
+    """x P(X <= x) for a standard normal X; approximate="tanh" is the faster formula."""
+    return apply(OPS["gelu"], x, approximate=approximate)
+
+
+def where(condition, a, b):
+    """a where the condition (a bool array) holds, else b."""
+    return apply(OPS["where"], condition, a, b)
+
+
+def abs(x):
+    """Absolute value."""
+    return apply(OPS["abs"], x)
+
+
+def maximum(a, b):
+    """The larger of a and b, element by element."""
+    return apply(OPS["maximum"], a, b)
+
+
+def clip(x, low=None, high=None):
+    """x limited to low..high (numbers; None leaves that side open)."""
+    return apply(OPS["clip"], x, low=low, high=high)
+
+
+# --- reductions; axis: None (all), int or tuple -------------------------------------------------------------------------
+
+
+def sum(x, axis=None, keepdims=False):
+    """Sum over axes."""
+    return apply(OPS["sum"], x, axis=axis, keepdims=keepdims)
+
+
+def mean(x, axis=None, keepdims=False):
+    """Mean over axes."""
+    return apply(OPS["mean"], x, axis=axis, keepdims=keepdims)
+
+
+def max(x, axis=None, keepdims=False):
+    """Maximum over axes; equal maxima share the gradient."""
+    return apply(OPS["max"], x, axis=axis, keepdims=keepdims)
+
+
+def var(x, axis=None, ddof=0, keepdims=False):
+    """Variance over axes, divided by n - ddof (NumPy's default 0; PyTorch's is 1)."""
+    return apply(OPS["var"], x, axis=axis, ddof=ddof, keepdims=keepdims)
+
+
+# --- shape --------------------------------------------------------------------------------------------------------------
+
+
+def reshape(x, shape):
+    """The same elements under another shape; one -1 is worked out."""
+    return apply(OPS["reshape"], x, shape=shape)
+
+
+def transpose(x, axes=None):
+    """Axes permuted, as numpy.transpose (None: reversed)."""
+    return apply(OPS["transpose"], x, axes=axes)
+
+
+def broadcast_to(x, shape):
+    """x repeated up to a shape."""
+    return apply(OPS["broadcast_to"], x, shape=shape)
+
+
+def getitem(x, index):
+    """x[index]."""
+    return as_tensor(x)[index]
+
+
+def concatenate(tensors, axis=0):
+    """Tensors one after another along an axis."""
+    tensors = list(tensors)
+    if not tensors:
+        raise ValueError("concatenate needs at least one Tensor")
+    return apply(OPS["concatenate"], *tensors, axis=axis)
+
+
+def pad(x, pad_width, value=0.0):
+    """A border of `value`; pad_width: an int, or ((before, after), ...) for each axis."""
+    return apply(OPS["pad"], x, pad_width=pad_width, value=value)
+
+
+# --- networks -----------------------------------------------------------------------------------------------------------
+
+
+def matmul(a, b):
+    """Matrix product over the last two axes: (..., n, k) @ (..., k, m) -> (..., n, m)."""
+    return apply(OPS["matmul"], a, b)
+
+
+def linear(x, weight, bias=None):
+    """x W^T + b: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    return apply(OPS["linear"], x, weight, bias)
+
+
+def softmax(x, axis=-1):
+    """e^x / sum e^x along an axis."""
+    return apply(OPS["softmax"], x, axis=axis)
+
+
+def log_softmax(x, axis=-1):
+    """ln softmax(x) along an axis."""
+    return apply(OPS["log_softmax"], x, axis=axis)
+
+
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis; weight, bias (D,) or None."""
+    if weight is None and bias is not None:
+        raise ValueError("layer_norm: a bias without a weight; pass weight=ones or leave out both")
+    return apply(OPS["layer_norm"], x, weight, bias, eps=eps)
+
+
+def rms_norm(x, weight=None, eps=1e-6):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; weight (D,) or None."""
+    return apply(OPS["rms_norm"], x, weight, eps=eps)
+
+
+def dropout(x, p=0.5, training=True, rng=None):
+    """Each element is 0 with probability p, else divided by 1 - p; without training x itself.
+
+    The mask is drawn on the host from `rng`, a numpy Generator (None: this thread's, see `tb.manual_seed`).
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must lie in [0, 1), not {p}")
+    x = as_tensor(x)
+    if not training or p == 0:
+        return x
+    rng = backend.current_rng() if rng is None else rng
+    keep = (rng.random(x.shape, dtype="float32") >= p) / (1 - p)
+    return apply(OPS["dropout"], x, backend.to_device(keep.astype(x.dtype), x.device))
+
+
+def scaled_dot_product_attention(q, k, v, scale=None):
+    """softmax(scale q k^T) v: q (..., T, d), k (..., S, d), v (..., S, e) -> (..., T, e); scale: 1 / sqrt(d) if None."""
+    return apply(OPS["scaled_dot_product_attention"], q, k, v, scale=scale)
+
+
+def multi_head_attention(qkv, heads, scale=None):
+    """Attention of all heads from the fused projection: qkv (N, T, 3 h d) -> (N, T, h d)."""
+    return apply(OPS["multi_head_attention"], qkv, heads=heads, scale=scale)
+
+
+def cross_entropy(logits, target, weight=None, label_smoothing=0.0):
+    """Mean cross-entropy of logits (N, C) with class numbers (N,) or probabilities (N, C).
+
+    weight: (N,) weights of the rows, the mean is weighted by them (PyTorch's `weight` is one per class). Raises ValueError
+    for class numbers outside 0..C-1.
+    """
+    return apply(OPS["cross_entropy"], logits, target, weight, label_smoothing=label_smoothing)
+
+
+def mse_loss(x, target):
+    """Mean squared error over all elements."""
+    return apply(OPS["mse"], x, target)
+
+
+mse = mse_loss
+
+
+def kl_div(x, target):
+    """KL divergence of probabilities target (N, C) from log-probabilities x (N, C), summed over C, averaged over N."""
+    return apply(OPS["kl_div"], x, target)
+
+
+def patchify(x, patch_size):
+    """(N, H, W, C) -> (N, T, ph pw C): patches row by row, pixels in (ph, pw, C) order. patch_size: int or (ph, pw)."""
+    return apply(OPS["patchify"], x, patch_size=as_pair(patch_size))
+
+
+def unpatchify(x, patch_size, image_size):
+    """(N, T, ph pw C) -> (N, H, W, C), the inverse of patchify. image_size: int or (H, W)."""
+    return apply(OPS["unpatchify"], x, patch_size=as_pair(patch_size), image_size=as_pair(image_size))
+
+
+# --- helpers ------------------------------------------------------------------------------------------------------------
+
+
+def as_tensor(x):
+    """x as a Tensor; a Tensor is returned as it is."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def as_pair(size):
+    """An int (a square) or a pair of ints as (height, width)."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def __getattr__(name):
+    # The quantisers stand one layer up, in tinybitvit.quant; this makes tb.functional the one place for every public call.
+    from . import quant
+
+    if name in quant.OPS:
+        return getattr(quant, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""Networks."""
+
+from .vit import MLP, Block, VisionTransformer
+
+__all__ = ["MLP", "Block", "VisionTransformer"]

@@ -1,0 +1,129 @@
+"""The Vision Transformer, Dosovitskiy et al. 2020 (arXiv 2010.11929), with low-bit linear layers."""
+
+from functools import partial
+
+from .. import backend
+from .. import functional as F
+from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
+from ..ops.patch import check_divides
+from ..quant import check_bits, make_linear
+
+
+class MLP(Module):
+    """fc2(gelu(fc1(x))): (..., dim) -> (..., hidden) -> (..., dim)."""
+
+    def __init__(self, dim, hidden, linear=Linear, out=None, gelu="tanh"):
+        super().__init__()
+        self.fc1 = linear(dim, hidden)
+        self.act = GELU(gelu)
+        self.fc2 = (out or linear)(hidden, dim)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(Module):
+    """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))): pre-norm, (N, T, dim) -> (N, T, dim).
+
+    `linear(in, out)` builds qkv and fc1, `out(in, out)` builds proj and fc2, which for low bits have a norm of their own in
+    front (SubLN).
+    """
+
+    def __init__(self, dim, heads, hidden, linear, out, layer_scale=None, dropout=0.0, eps=1e-6, gelu="tanh"):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = MultiHeadAttention(dim, heads, linear, out)
+        self.ls1 = LayerScale(dim, layer_scale) if layer_scale is not None else None
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = MLP(dim, hidden, linear, out, gelu)
+        self.ls2 = LayerScale(dim, layer_scale) if layer_scale is not None else None
+        self.drop = Dropout(dropout)
+
+    def forward(self, x):
+        y = self.attn(self.norm1(x))
+        x = x + self.drop(y if self.ls1 is None else self.ls1(y))
+        y = self.mlp(self.norm2(x))
+        return x + self.drop(y if self.ls2 is None else self.ls2(y))
+
+
+class VisionTransformer(Module):
+    """Images (N, H, W, C), floats, channels last -> logits (N, num_classes).
+
+    image_size, patch_size: int or (height, width). num_classes=0 leaves out the head: the output is the pooled features
+    (N, dim). bits, activation_bits, granularity, scale, ste: see `quant.BitLinear`; qkv, proj, fc1 and fc2 of every block are
+    low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool: 'mean' over the patch
+    tokens or 'cls'. sub_norm: an extra norm before proj and fc2 (None: where bits < 32). layer_scale: initial factor of a
+    learnt scale per channel on each branch (None: no such layer). registers: extra tokens that no image patch owns.
+    rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
+    """
+
+    def __init__(
+        self,
+        image_size,
+        patch_size,
+        in_channels=3,
+        num_classes=10,
+        dim=192,
+        depth=6,
+        heads=3,
+        mlp_ratio=4,
+        bits=32,
+        activation_bits=8,
+        pool="mean",
+        *,
+        granularity="row",
+        scale="absmean",
+        ste="identity",
+        sub_norm=None,
+        layer_scale=None,
+        class_token=None,
+        registers=0,
+        dropout=0.0,
+        eps=1e-6,
+        gelu="tanh",
+        rng=None,
+    ):
+        super().__init__()
+        if pool not in ("mean", "cls"):
+            raise ValueError(f"pool must be 'mean' or 'cls', not {pool!r}")
+        check_bits(bits, activation_bits)
+        rng = backend.current_rng() if rng is None else rng
+        class_token = pool == "cls" if class_token is None else class_token
+        sub_norm = bits != 32 if sub_norm is None else sub_norm
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "__class__")}
+        check_divides(*F.as_pair(image_size), F.as_pair(patch_size))
+        low_bit = {"activation_bits": activation_bits, "granularity": granularity, "scale": scale, "ste": ste}
+        options = {} if bits == 32 else low_bit
+        linear = partial(make_linear, bits=bits, rng=rng, **options)
+        out = partial(linear, norm=sub_norm) if bits != 32 else linear
+
+        patch = PatchEmbed(image_size, patch_size, in_channels, dim, rng)
+        self.embed = TokenEmbed(patch, dim, class_token, registers, rng)
+        self.blocks = [
+            Block(dim, heads, int(dim * mlp_ratio), linear, out, layer_scale, dropout, eps, gelu) for _ in range(depth)
+        ]
+        self.norm = LayerNorm(dim, eps)
+        self.head = Linear(dim, num_classes, rng=rng) if num_classes else None
+
+    def forward(self, x):
+        x = self.forward_features(x)
+        x = x[:, 0] if self.config["pool"] == "cls" else x[:, self.embed.prefix :].mean(axis=1)
+        return x if self.head is None else self.head(x)
+
+    def forward_features(self, x):
+        """All tokens after the last norm: (N, H, W, C) -> (N, prefix + T, dim)."""
+        x = F.as_tensor(x)
+        self._check_images(x)
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def _check_images(self, x):
+        expected = (*self.embed.patch.image_size, self.embed.patch.in_channels)
+        if x.shape[1:] == expected:
+            return
+        hint = ""
+        if x.ndim == 4 and (*x.shape[2:], x.shape[1]) == expected:
+            hint = ": channels come last here, use x.transpose(0, 2, 3, 1)"
+        raise ValueError(f"the images have shape {tuple(x.shape)}, needed (N, {', '.join(map(str, expected))}){hint}")

@@ -1,0 +1,116 @@
+"""The layers that a Transformer is made of. Each draws its weights from `rng` (None: this thread's, `tb.manual_seed`)."""
+
+from .. import backend
+from .. import functional as F
+from . import init
+from .module import Module, Parameter
+
+
+def ones(n):
+    return backend.host.ones(n, dtype="float32")
+
+
+def zeros(*shape):
+    return backend.host.zeros(shape, dtype="float32")
+
+
+class Linear(Module):
+    """y = x W^T + b: (..., in_features) -> (..., out_features); weight (out, in)."""
+
+    def __init__(self, in_features, out_features, bias=True, rng=None):
+        super().__init__()
+        rng = backend.current_rng() if rng is None else rng
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(init.xavier_uniform(rng, (out_features, in_features)))
+        self.bias = Parameter(zeros(out_features)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self):
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class LayerNorm(Module):
+    """Layer normalisation over the last axis, of size `dim`, with weight and bias."""
+
+    def __init__(self, dim, eps=1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = Parameter(ones(dim)), Parameter(zeros(dim))
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self):
+        return f"{len(self.weight)}, eps={self.eps:g}"
+
+
+class RMSNorm(Module):
+    """Root-mean-square normalisation over the last axis, of size `dim`, with weight."""
+
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = Parameter(ones(dim))
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self):
+        return f"{len(self.weight)}, eps={self.eps:g}"
+
+
+class LayerScale(Module):
+    """y = gamma x, one learnt factor per channel; Touvron et al. 2021 (arXiv 2103.17239)."""
+
+    def __init__(self, dim, value=1e-5):
+        super().__init__()
+        self.gamma = Parameter(ones(dim) * value)
+
+    def forward(self, x):
+        return x * self.gamma
+
+    def extra_repr(self):
+        return f"{len(self.gamma)}"
+
+
+class GELU(Module):
+    """x P(X <= x); approximate='none' (exact) or 'tanh' (faster)."""
+
+    def __init__(self, approximate="none"):
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, x):
+        return F.gelu(x, self.approximate)
+
+    def extra_repr(self):
+        return self.approximate
+
+
+class Dropout(Module):
+    """In training, zeroes elements with probability p and divides the rest by 1 - p."""
+
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return F.dropout(x, self.p, self.training) if self.p else x
+
+    def extra_repr(self):
+        return f"{self.p}"
+
+
+class Sequential(Module):
+    """Modules one after another."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = list(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,348 @@
+"""Functions that act on each element alone. Inputs broadcast against one another as in NumPy."""
+
+import math
+
+from .. import backend
+from .base import Function, unbroadcast
+
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+class Add(Function):
+    """y = a + b
+
+    dy/da = dy/db = 1, so both inputs receive g.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.shapes = a.shape, b.shape
+        return a + b
+
+    @staticmethod
+    def backward(ctx, g):
+        return tuple(unbroadcast(g, shape) for shape in ctx.shapes)
+
+
+class Sub(Function):
+    """y = a - b
+
+    dy/da = 1 and dy/db = -1.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.shapes = a.shape, b.shape
+        return a - b
+
+    @staticmethod
+    def backward(ctx, g):
+        return unbroadcast(g, ctx.shapes[0]), unbroadcast(-g, ctx.shapes[1])
+
+
+class Mul(Function):
+    """y = a b
+
+    dy/da = b and dy/db = a.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        return unbroadcast(g * b, a.shape) if need_a else None, unbroadcast(g * a, b.shape) if need_b else None
+
+
+class Div(Function):
+    """y = a / b
+
+    dy/da = 1 / b and dy/db = -a / b^2 = -y / b.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        y = a / b
+        ctx.shape = a.shape
+        ctx.save(b, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        b, y = ctx.saved
+        da = g / b
+        return unbroadcast(da, ctx.shape), unbroadcast(-da * y, b.shape)
+
+
+class Neg(Function):
+    """y = -x
+
+    dy/dx = -1.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        return -x
+
+    @staticmethod
+    def backward(ctx, g):
+        return (-g,)
+
+
+class Pow(Function):
+    """y = x^p for a constant exponent p
+
+    dy/dx = p x^(p-1); for p = 0 it is 0 everywhere, also at x = 0.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *, exponent):
+        ctx.exponent = exponent
+        ctx.save(x)
+        return x**exponent
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        p = ctx.exponent
+        return (g * 0 if p == 0 else g * (p * x ** (p - 1)),)
+
+
+class Exp(Function):
+    """y = e^x
+
+    dy/dx = y.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = ctx.xp.exp(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g * y,)
+
+
+class Log(Function):
+    """y = ln x
+
+    dy/dx = 1 / x.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return ctx.xp.log(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return (g / x,)
+
+
+class Sqrt(Function):
+    """y = sqrt(x)
+
+    dy/dx = 1 / (2 y).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = ctx.xp.sqrt(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g / (2 * y),)
+
+
+class Tanh(Function):
+    """y = tanh x
+
+    dy/dx = 1 - y^2.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = ctx.xp.tanh(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g * (1 - y * y),)
+
+
+class Sigmoid(Function):
+    """y = 1 / (1 + e^-x), computed from z = e^-|x|, which cannot overflow: 1 / (1 + z) for x >= 0, else z / (1 + z)
+
+    dy/dx = y (1 - y).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        z = ctx.xp.exp(-ctx.xp.abs(x))
+        y = ctx.xp.where(x >= 0, x.dtype.type(1), z) / (1 + z)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g * (y * (1 - y)),)
+
+
+class Relu(Function):
+    """y = max(x, 0)
+
+    dy/dx = 1 where x > 0, else 0 (at x = 0 the subgradient 0, as PyTorch has it).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return ctx.xp.maximum(x, 0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return (g * (x > 0),)
+
+
+class Gelu(Function):
+    """y = x P(X <= x), X standard normal = x (1 + erf(x / sqrt 2)) / 2; Hendrycks & Gimpel 2016 (arXiv 1606.08415)
+
+    approximate="tanh": y = x (1 + t) / 2 with t = tanh u, u = sqrt(2/pi) (x + 0.044715 x^3).
+    Exact: dy/dx = (1 + erf(x / sqrt 2)) / 2 + x e^(-x^2/2) / sqrt(2 pi).
+    Tanh:  dy/dx = (1 + t) / 2 + x (1 - t^2) u' / 2, u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+    The slope is computed while x is at hand and kept instead of x: one array, and backward is one product.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *, approximate="none"):
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
+        gelu = _gelu_tanh if approximate == "tanh" else _gelu_erf
+        y, slope = gelu(ctx.xp, x, ctx.needs_input_grad[0])
+        ctx.save(slope)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (slope,) = ctx.saved
+        return (g * slope,)
+
+
+def _gelu_erf(xp, x, with_slope):
+    cdf = backend.erf(x * math.sqrt(0.5))
+    cdf += 1
+    cdf *= 0.5
+    slope = cdf + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) if with_slope else None
+    return x * cdf, slope
+
+
+def _gelu_tanh(xp, x, with_slope):
+    square = x * x
+    t = square * (0.044715 * SQRT_2_OVER_PI)
+    t += SQRT_2_OVER_PI
+    t *= x
+    xp.tanh(t, out=t)
+    half = 0.5 * t
+    half += 0.5
+    y = half * x
+    if not with_slope:
+        return y, None
+    square *= 3 * 0.044715 * SQRT_2_OVER_PI
+    square += SQRT_2_OVER_PI  # u'
+    t *= t
+    xp.subtract(1, t, out=t)
+    square *= t
+    square *= x
+    square *= 0.5
+    square += half
+    return y, square
+
+
+class Where(Function):
+    """y = a where the condition holds, else b (the condition gets no gradient)
+
+    g flows to a where the condition holds and to b elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx, condition, a, b):
+        ctx.shapes = a.shape, b.shape
+        ctx.save(condition)
+        return ctx.xp.where(condition, a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        (condition,) = ctx.saved
+        zero = g.dtype.type(0)
+        da, db = ctx.xp.where(condition, g, zero), ctx.xp.where(condition, zero, g)
+        return None, unbroadcast(da, ctx.shapes[0]), unbroadcast(db, ctx.shapes[1])
+
+
+class Abs(Function):
+    """y = |x|
+
+    dy/dx = sign x, with 0 at x = 0.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return ctx.xp.abs(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return (g * ctx.xp.sign(x),)
+
+
+class Maximum(Function):
+    """y = max(a, b), elementwise
+
+    g flows to the larger input; where they are equal each gets half, as PyTorch has it.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return ctx.xp.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved
+        tie = (a == b) * g.dtype.type(0.5)
+        return unbroadcast(g * ((a > b) + tie), a.shape), unbroadcast(g * ((b > a) + tie), b.shape)
+
+
+class Clip(Function):
+    """y = min(max(x, low), high); None leaves that side open
+
+    dy/dx = 1 where low <= x <= high (the ends included, as PyTorch has it), else 0.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *, low=None, high=None):
+        if low is None and high is None:
+            raise ValueError("clip needs low, high or both")
+        inside = True if low is None else x >= low
+        ctx.save(inside if high is None else inside & (x <= high))
+        return ctx.xp.clip(x, low, high)
+
+    @staticmethod
+    def backward(ctx, g):
+        (inside,) = ctx.saved
+        return (g * inside,)

@@ -1,0 +1,87 @@
+"""Losses. Each returns one number, the (weighted) mean over the rows of its input."""
+
+from .base import Function, unbroadcast
+from .norm import log_softmax_array
+
+
+class CrossEntropy(Function):
+    """L = sum_n w_n l_n / sum_n w_n with l_n = -sum_c t_nc ln p_nc, p = softmax(logits), for logits (N, C)
+
+    target: (N,) class numbers, or (N, C) probabilities t. Label smoothing e replaces t by (1 - e) t + e / C.
+    weight: (N,) weights of the rows (None: all 1).
+    Since every row of t sums to 1, dl_n/dlogits_nc = p_nc - t_nc.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, target, weight=None, *, label_smoothing=0.0):
+        xp = ctx.xp
+        n, classes = logits.shape
+        log_p = log_softmax_array(xp, logits)
+        t = _soft_targets(xp, target, n, classes, logits.dtype)
+        if label_smoothing:
+            t = t * (1 - label_smoothing) + label_smoothing / classes
+        share = xp.full((n,), 1 / n, dtype=logits.dtype) if weight is None else (weight / weight.sum()).astype(logits.dtype)
+        ctx.inputs = 2 if weight is None else 3
+        ctx.save(log_p, t, share)
+        return -(share * (t * log_p).sum(axis=1)).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        log_p, t, share = ctx.saved
+        # sum(t) is 1 for probabilities; keeping it makes the gradient right for any t
+        d = ctx.xp.exp(log_p) * t.sum(axis=1, keepdims=True) - t
+        d *= (g * share)[:, None]
+        return (d, None, None)[: ctx.inputs]
+
+
+def _soft_targets(xp, target, n, classes, dtype):
+    if target.shape == (n, classes):
+        return target.astype(dtype, copy=False)
+    if target.shape != (n,) or target.dtype.kind not in "iu":
+        raise ValueError(
+            f"cross_entropy: target must hold {n} integer class numbers or be a ({n}, {classes}) array of probabilities,"
+            f" not shape {target.shape} of {target.dtype}"
+        )
+    if n and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(f"cross_entropy: class numbers must lie in 0..{classes - 1}, found {target.min()}..{target.max()}")
+    return (target[:, None] == xp.arange(classes)).astype(dtype)
+
+
+class MSE(Function):
+    """L = mean((x - t)^2) over all elements
+
+    dL/dx = 2 (x - t) / n and dL/dt = -dL/dx.
+    """
+
+    @staticmethod
+    def forward(ctx, x, target):
+        difference = x - target
+        ctx.shapes = x.shape, target.shape
+        ctx.save(difference)
+        return (difference * difference).mean()
+
+    @staticmethod
+    def backward(ctx, g):
+        (difference,) = ctx.saved
+        d = difference * (g * (2 / max(difference.size, 1)))
+        return unbroadcast(d, ctx.shapes[0]), unbroadcast(-d, ctx.shapes[1])
+
+
+class KLDiv(Function):
+    """L = (1/N) sum_nc t_nc (ln t_nc - x_nc) for log-probabilities x (N, C) and probabilities t (N, C), 0 ln 0 = 0
+
+    dL/dx = -t / N. The target gets no gradient. (torch: kl_div(x, t, reduction="batchmean").)
+    """
+
+    @staticmethod
+    def forward(ctx, x, target):
+        if x.shape != target.shape:
+            raise ValueError(f"kl_div: input has shape {x.shape} and target {target.shape}; they must be equal")
+        ctx.save(target)
+        log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(1)))
+        return (target * (log_t - x)).sum() / max(len(x), 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        (target,) = ctx.saved
+        return target * (-g / max(len(target), 1)), None

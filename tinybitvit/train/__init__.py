@@ -1,0 +1,2 @@
+from .trainer import Trainer
+__all__ = ["Trainer"]

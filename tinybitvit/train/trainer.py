@@ -1,0 +1,155 @@
+"""One training step, on one or several worker threads.
+
+The unit of parallelism is a shard of the batch, not an operation: each worker thread runs forward and backward on its
+part with a single-threaded BLAS, and the gradients are summed in a fixed order. Everything, not only the matrix products,
+then runs on all cores, on arrays small enough to stay in the caches; NumPy lets go of the interpreter lock inside.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from .. import autograd, backend
+from .. import functional as F
+from ..nn import Dropout
+from ..optim import clip_grad_norm
+
+MIN_SHARD_FLOPS = 2e8  # below this, handing a shard to another thread costs more than it saves (see docs/performance.md)
+
+
+def cores():
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _blas():
+    return ThreadpoolController()
+
+
+@contextmanager
+def single_threaded_blas(active=True):
+    """Within the block BLAS uses one thread (for the whole process); restored afterwards."""
+    if not active:
+        yield
+        return
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+class Trainer:
+    """Trains a model in steps: `step(x, y) -> loss`; `predict(x) -> outputs`.
+
+    model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y) or loss(output, y, weight)
+    -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per core, but fewer where
+    shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not). rng: host Generator that
+    feeds dropout. The same number of workers gives the same bits; another number changes the last digits.
+    """
+
+    def __init__(self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None):
+        if workers != "auto" and (not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
+        self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
+        self.params = model.parameters()
+        self.device = self.params[0].device if self.params else "cpu"
+        self.workers = workers
+        self.rng = backend.make_rng(rng)
+        self.draws = any(isinstance(m, Dropout) and m.p for m in model.modules())
+        self.views = optimizer.gradient_views() if optimizer else {}
+        self.pool = None
+
+    def step(self, x, y, weight=None):
+        """One update from a batch: x (N, ...), y (N, ...), weight (N,) or None; returns the loss, the weighted mean over N."""
+        if len(x) != len(y) or not len(x):
+            raise ValueError(f"step: x has {len(x)} rows and y {len(y)}; they must be equal and not 0")
+        shards = self._shards(len(x), cost=3)
+        total = len(x) if weight is None else float(weight.sum())
+        seeds = self.rng.integers(2**63, size=len(shards)) if self.draws else [None] * len(shards)
+
+        def work(rows, seed):
+            part = None if weight is None else weight[rows]
+            share = (rows.stop - rows.start if part is None else float(part.sum())) / total if total else 0.0
+            return self._gradients(x[rows], y[rows], part, share, seed)
+
+        results = self._run(work, shards, seeds)
+        self._sum([grads for _, grads in results])
+        if self.max_norm is not None:
+            clip_grad_norm(self.params, self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sum(loss for loss, _ in results)
+
+    def predict(self, x, batch_size=256):
+        """The model's outputs for x (N, ...) as one NumPy array, without recording a graph."""
+        parts = []
+        for start in range(0, len(x), batch_size):
+            batch = x[start : start + batch_size]
+            parts += self._run(lambda rows, batch=batch: self._forward(batch[rows]), self._shards(len(batch), cost=1))
+        return np.concatenate(parts)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _gradients(self, x, y, weight, share, seed):
+        with backend.use_rng(seed) if seed is not None else nullcontext():
+            output = self.model(self._to_tensor(x))
+            extra = () if weight is None else (self._to_tensor(weight),)
+            loss = self.loss(output, self._to_tensor(y), *extra)
+        g = loss.data * 0 + share
+        return float(loss.data) * share, autograd.grad(loss, self.params, g)
+
+    def _forward(self, x):
+        with autograd.no_grad():
+            return self.model(self._to_tensor(x)).numpy()
+
+    def _to_tensor(self, array):
+        return F.as_tensor(array).to(self.device)
+
+    def _sum(self, shards):
+        """Sum the shards' gradients, first to last, into the optimiser's buffer and make them the parameters' `.grad`."""
+        for p, first, *others in zip(self.params, *shards, strict=True):
+            total = self.views[p]
+            if others:
+                backend.array_module(total).add(first, others[0], out=total)
+            else:
+                total[...] = first
+            for g in others[1:]:
+                total += g
+            p.grad = total
+
+    def _shards(self, n, cost):
+        """Slices of n rows, one a worker."""
+        if self.workers != "auto":
+            count = self.workers
+        elif self.device != "cpu":
+            count = 1
+        else:
+            count = min(cores(), int(cost * n * self._row_flops() / MIN_SHARD_FLOPS))
+        count = max(1, min(count, n))
+        edges = [n * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def _row_flops(self):
+        """A rough count of the forward operations for one image: two per weight and token."""
+        tokens = getattr(getattr(self.model, "embed", None), "tokens", 1)
+        return 2 * tokens * sum(p.size for p in self.params if p.ndim == 2)
+
+    def _run(self, work, shards, *columns):
+        """work(shard, ...) for every shard, the last one on this thread, the others on the pool; results in order."""
+        jobs = list(zip(shards, *columns, strict=True))
+        if len(jobs) == 1:
+            return [work(*jobs[0])]
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(max_workers=len(jobs) - 1, thread_name_prefix="tinybitvit")
+        with single_threaded_blas():
+            futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
+            try:
+                last = work(*jobs[-1])
+            finally:
+                for future in futures:
+                    future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
+            return [*(future.result() for future in futures), last]
+
