@@ -98,16 +98,17 @@ def backpropagate(root, g, wanted=None):
         grad = arrived.pop(source)
         is_node = isinstance(source, Node)
         if (not is_node) if wanted is None else (source in wanted):
-            result[source] = grad if source in owned else grad.copy()
+            result[source] = backend.as_array(grad if source in owned else grad.copy())  # NumPy has scalars for 0-d results
         if not is_node:
             continue
         like, inputs = source.like, source.inputs
+        held = source.ctx.saved if source.ctx else ()
         parts = source.backward(grad)
         for below, part, (_, dtype) in zip(inputs, parts, like, strict=True):
             if below is None:
                 continue
-            # g itself, a view, or one array given twice may be in other hands; any other array was made for us alone.
-            fresh = part is not grad and part.base is None and sum(part is p for p in parts) == 1
+            # g itself, a view, a saved array or one given twice may be in other hands; any other was made for us alone.
+            fresh = part.base is None and not any(part is a for a in (grad, *held)) and sum(part is p for p in parts) == 1
             if part.dtype != dtype:
                 part, fresh = part.astype(dtype), True
             if below not in arrived:
@@ -136,7 +137,7 @@ def output_gradient(output, g):
                 f"backward() without a gradient needs a single number, not shape {data.shape}: reduce it with .sum()"
                 " or .mean(), or pass dL/dy as g"
             )
-        return data * 0 + 1
+        return backend.array_module(data).ones_like(data)
     g = g.data if hasattr(g, "requires_grad") else backend.as_array(g, like=data)
     if g.shape != data.shape:
         raise ValueError(f"the gradient passed to backward has shape {g.shape}, the Tensor {data.shape}; they must be equal")
@@ -154,4 +155,4 @@ def grad(output, inputs, g=None):
     if any(source is None for source in sources):
         raise ValueError("grad: every input must have requires_grad=True")
     found = backpropagate(output.source, output_gradient(output, g), wanted=set(sources))
-    return [found[s] if s in found else t.data * 0 for s, t in zip(sources, inputs, strict=True)]
+    return [found[s] if s in found else backend.array_module(t.data).zeros_like(t.data) for s, t in zip(sources, inputs, strict=True)]

@@ -54,7 +54,7 @@ def check_op(function, *arrays, wrt=None, rtol=1e-4, atol=1e-6, seed=0, name=Non
     )
     assert bool((g == g_before).all()), f"{name}.backward changed g in place; compute a new array instead"
     for i, (a, kept) in enumerate(zip(arrays, before, strict=True)):
-        assert bool(((a == kept) | (a != a)).all()), f"{name} changed its input {i} in place; compute a new array instead"
+        assert bool(((a == kept) | (kept != kept)).all()), f"{name} changed its input {i} in place; compute a new array instead"
     for i in range(len(arrays)) if wrt is None else wrt:
         if arrays[i].dtype.kind == "f":
             _compare(name, i, grads[i], arrays[i], numeric_gradient(function, arrays, params, i, g), rtol, atol)

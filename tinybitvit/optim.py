@@ -79,7 +79,8 @@ class Optimizer:
         if not params:
             raise ValueError("the optimiser got no parameters")
         groups = params if isinstance(params[0], dict) else [{"params": params}]
-        self.param_groups = [{**defaults, **g, "params": list(g["params"])} for g in groups if len(list(g["params"]))]
+        groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
+        self.param_groups = [g for g in groups if g["params"]]
         self.buffers = [FlatBuffer(g["params"], self.slots) for g in self.param_groups]
         self.steps = 0
 

@@ -9,10 +9,12 @@ OPS = ops.OPS
 def apply(function, *inputs, **params):
     """Run a Function on Tensors (or arrays, numbers, None) and record it where a gradient may be asked for.
 
-    A Python number takes the dtype of the first Tensor or array among the inputs. Returns a Tensor.
+    A Python number takes the dtype of the Tensors and arrays beside it. Returns a Tensor.
     """
-    like = next((i.data if isinstance(i, Tensor) else i for i in inputs if hasattr(i, "dtype")), None)
-    arrays = [i.data if isinstance(i, Tensor) else _constant(i, like) for i in inputs if i is not None]
+    arrays = [i.data if isinstance(i, Tensor) else _constant(i, inputs) for i in inputs if i is not None]
+    for name, value in params.items():
+        if isinstance(value, backend.host.generic):
+            params[name] = value.item()  # NumPy would let its own scalars, unlike Python's, change the dtype of the result
     xp = backend.array_module(*arrays)
     sources = [i.source if isinstance(i, Tensor) else None for i in inputs if i is not None]
     if not autograd.is_recording() or all(s is None for s in sources):
@@ -23,11 +25,14 @@ def apply(function, *inputs, **params):
     return Tensor._of(y, autograd.Node(function, ctx, sources, [(a.shape, a.dtype) for a in arrays]))
 
 
-def _constant(value, like):
+def _constant(value, beside):
+    """An input that is no Tensor as an array; a number in the dtype of the inputs beside it, where that can hold it."""
+    arrays = [i.data if isinstance(i, Tensor) else i for i in beside if hasattr(i, "dtype") and not isinstance(i, float)]
+    like = next((a for a in arrays if a.dtype.kind == "f"), arrays[0] if arrays else None)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and like is not None:
-        # an int keeps to an integer array, but a fraction must not be cut off by one
-        dtype = like.dtype if like.dtype.kind == "f" or isinstance(value, int) else None
-        return backend.as_array(value, dtype=dtype, like=like)
+        # an int keeps to an integer array, but a fraction must not be cut off by one, nor any number by a mask
+        if like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int)):
+            return backend.as_array(value, dtype=like.dtype, like=like)
     return backend.as_array(value, like=like)
 
 
@@ -206,7 +211,7 @@ class Tensor:
         return self._compare("greater_equal", other)
 
     def _compare(self, name, other):
-        other = other.data if isinstance(other, Tensor) else _constant(other, self.data)
+        other = other.data if isinstance(other, Tensor) else _constant(other, (self,))
         xp = backend.array_module(self.data, other)
         return Tensor._of(_as_array(xp, getattr(xp, name)(self.data, other)))
 
@@ -253,7 +258,7 @@ class Tensor:
 def _number(value):
     if not isinstance(value, (int, float)):
         raise TypeError("the exponent of a power must be a Python number; use exp(p * log(x)) for a Tensor of exponents")
-    return value
+    return value if isinstance(value, int) else float(value)  # a numpy.float64 would widen float32
 
 
 def _plain_index(index):

@@ -138,24 +138,17 @@ def load_fashion_mnist(root: Root = None, download: bool = True) -> Dataset:
     that are missing are fetched (31 MB). Raises DataError.
     """
     folder = _folder(root, "fashion-mnist")
-    arrays = []
     for remote in FASHION_REMOTES:
-        path = folder / remote.name
-        if not path.exists():
-            _fetch(remote, folder, download, folder)
-        count = FASHION_COUNTS[remote.name.split("-")[0]]
-        arrays.append(_read_idx(path, (count, 28, 28) if "images" in remote.name else (count,)))
+        if not (folder / remote.name).exists():
+            _fetch(remote, folder, download, folder / remote.name)
+    arrays = []
+    for part, count in FASHION_COUNTS.items():
+        path = folder / f"{part}-labels-idx1-ubyte.gz"
+        labels = _read_idx(path, (count,)).astype(np.int64)
+        _check_labels(labels, len(FASHION_CLASSES), path)
+        arrays += [_read_idx(folder / f"{part}-images-idx3-ubyte.gz", (count, 28, 28))[..., None], labels]
     X_train, y_train, X_test, y_test = arrays
-    for labels, remote in ((y_train, FASHION_REMOTES[1]), (y_test, FASHION_REMOTES[3])):
-        _check_labels(labels, len(FASHION_CLASSES), folder / remote.name)
-    return Dataset(
-        X_train[..., None],
-        y_train.astype(np.int64),
-        X_test[..., None],
-        y_test.astype(np.int64),
-        FASHION_CLASSES,
-        "fashion-mnist",
-    )
+    return Dataset(X_train, y_train, X_test, y_test, FASHION_CLASSES, "fashion-mnist")
 
 
 def stratified_split(

@@ -9,13 +9,14 @@ import numpy as np
 from .datasets import Dataset, stratified_split
 from .download import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # whatever a file is called: Pillow's rarer decoders are less guarded
 
 
 def load_image_folder(
     path: str | os.PathLike, size: int | tuple[int, int] | None = None, test_size: float = 0.25, seed: int = 0
 ) -> Dataset:
-    """Read ``path/CLASS/*.png`` (jpg, bmp, webp, ...) and hold out ``test_size`` of every class.
+    """Read ``path/CLASS/*.png`` (or jpg, jpeg, bmp, gif, webp) and hold out ``test_size`` of every class.
 
     Where ``path/train/CLASS`` and ``path/test/CLASS`` exist, that split is kept. ``size`` is the side or (height,
     width) to which all images are stretched; it may be left out where all have one size already. Images become RGB,
@@ -25,10 +26,12 @@ def load_image_folder(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: pass one that holds a sub-folder of images for each class")
-    shape = (size, size) if np.isscalar(size) else size
-    if shape is not None and (len(shape) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape)):
+    shape = (size, size) if isinstance(size, int) else size
+    if shape is not None and not (
+        isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(n, int) and n > 0 for n in shape)
+    ):
         raise ValueError(f"size must be a positive side or (height, width), got {size!r}")
-    top = Path(os.path.realpath(root))
+    top = Path(os.path.realpath(root))  # also turns "." into a name
     train, test = root / "train", root / "test"
     if _subfolders(train, top) and _subfolders(test, top):
         parts = [_class_files(train, top), _class_files(test, top)]
@@ -42,9 +45,9 @@ def load_image_folder(
     X = _stack([file for part in parts for files in part.values() for file in files], shape)
     y = np.array([classes.index(name) for part in parts for name, files in part.items() for _ in files], np.int64)
     if len(parts) == 1:
-        return stratified_split(root.name, X, y, classes, test_size, seed)
+        return stratified_split(top.name, X, y, classes, test_size, seed)
     split = sum(map(len, parts[0].values()))
-    return Dataset(X[:split], y[:split], X[split:], y[split:], classes, root.name)
+    return Dataset(X[:split], y[:split], X[split:], y[split:], classes, top.name)
 
 
 def _visible(folder: Path, top: Path) -> list[Path]:
@@ -66,7 +69,8 @@ def _class_files(folder: Path, top: Path) -> dict[str, list[Path]]:
     for sub in _subfolders(folder, top):
         classes[sub.name] = [f for f in _visible(sub, top) if f.suffix.lower() in SUFFIXES and f.is_file()]
         if not classes[sub.name]:
-            raise DataError(f"{sub} holds no image (png, jpg, ...; links that lead outside do not count): remove it")
+            images = ", ".join(sorted(SUFFIXES))
+            raise DataError(f"{sub} holds no {images} (links that lead outside do not count): remove the folder")
     return classes
 
 
@@ -90,7 +94,7 @@ def _read(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 return _pixels(ImageOps.exif_transpose(image), shape)
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
@@ -102,8 +106,6 @@ def _pixels(image, shape: tuple[int, int] | None) -> np.ndarray:
     mode = "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB"
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -74,9 +74,6 @@ class Normalize:
     def from_dict(cls, values: dict[str, list[float]]) -> "Normalize":
         return cls(values["mean"], values["std"])
 
-    def __repr__(self) -> str:
-        return f"Normalize(mean={self.mean.round(4).tolist()}, std={self.std.round(4).tolist()})"
-
 
 def random_flip(X: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirror every second image or so left to right."""
@@ -123,7 +120,8 @@ def _translate(X: np.ndarray, rng: np.random.Generator, reach: int, fill: str) -
     down, right = rng.integers(2 * reach + 1, size=(2, n, 1))
     padded = np.pad(X, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode=fill)  # type: ignore[call-overload]
     # A row of an image is copied in one piece: a window of width * channels values on the padded row.
-    windows = sliding_window_view(padded.reshape(n, height + 2 * reach, -1), width * channels, axis=2)
+    padded_rows = padded.reshape(n, padded.shape[1], padded.shape[2] * channels)
+    windows = sliding_window_view(padded_rows, width * channels, axis=2)
     rows = windows[np.arange(n)[:, None], down + np.arange(height), right * channels]
     return rows.reshape(X.shape)
 
@@ -151,14 +149,14 @@ def make_augment(spec: str | Augment | None, image_shape: tuple[int, int, int]) 
     and cutout, each but flip with an optional number of pixels. Without one it is a share of the smaller side s, at
     least 1: shift s // 14 (2 for 28 x 28), crop s // 8 (4 for 32 x 32), cutout s // 4.
     ``"auto"`` is ``"flip,crop"`` for colour images and ``"shift"`` for grey ones, which are often digits and letters,
-    that no mirror leaves alone; images with a side below 8 stay as they are.
+    that no mirror leaves alone; images with a side below 16, where one pixel is a large step, stay as they are.
     """
     if callable(spec):
         return spec
     if not isinstance(spec, str | None):
         raise TypeError(f"augment must be None, a function or text such as 'flip,crop:4', got {spec!r}")
     side = min(image_shape[:2])
-    if spec == "auto" and side >= 8:
+    if spec == "auto" and side >= 16:
         spec = "flip,crop" if image_shape[2] >= 3 else "shift"
     steps = [] if spec is None or spec == "auto" else [_parse_step(text, side) for text in spec.split(",")]
     return partial(_apply, steps)

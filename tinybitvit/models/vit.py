@@ -1,12 +1,13 @@
 """The Vision Transformer, Dosovitskiy et al. 2020 (arXiv 2010.11929), with low-bit linear layers."""
 
+import copy
 from functools import partial
 
 from .. import backend
 from .. import functional as F
 from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
 from ..ops.patch import check_divides
-from ..quant import check_bits, make_linear
+from ..quant import BitLinear, PackedLinear, check_bits, choose_layout
 
 
 class MLP(Module):
@@ -54,6 +55,7 @@ class VisionTransformer(Module):
     low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool: 'mean' over the patch
     tokens or 'cls'. sub_norm: an extra norm before proj and fc2 (None: where bits < 32). layer_scale: initial factor of a
     learnt scale per channel on each branch (None: no such layer). registers: extra tokens that no image patch owns.
+    layout: build `PackedLinear`s of this layout, for inference only, to be filled by `load_state_dict` (see `pack`).
     rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
     """
 
@@ -81,6 +83,7 @@ class VisionTransformer(Module):
         dropout=0.0,
         eps=1e-6,
         gelu="tanh",
+        layout=None,
         rng=None,
     ):
         super().__init__()
@@ -92,10 +95,15 @@ class VisionTransformer(Module):
         sub_norm = bits != 32 if sub_norm is None else sub_norm
         self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "__class__")}
         check_divides(*F.as_pair(image_size), F.as_pair(patch_size))
-        low_bit = {"activation_bits": activation_bits, "granularity": granularity, "scale": scale, "ste": ste}
-        options = {} if bits == 32 else low_bit
-        linear = partial(make_linear, bits=bits, rng=rng, **options)
-        out = partial(linear, norm=sub_norm) if bits != 32 else linear
+        low_bit = {"activation_bits": activation_bits, "granularity": granularity}
+        if bits == 32:
+            linear = out = partial(Linear, rng=rng)
+        elif layout is None:
+            linear = partial(BitLinear, bits=bits, scale=scale, ste=ste, rng=rng, **low_bit)
+        else:
+            linear = partial(PackedLinear, bits=bits, layout=layout, **low_bit)
+        if bits != 32:
+            out = partial(linear, norm=sub_norm)
 
         patch = PatchEmbed(image_size, patch_size, in_channels, dim, rng)
         self.embed = TokenEmbed(patch, dim, class_token, registers, rng)
@@ -118,6 +126,26 @@ class VisionTransformer(Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def pack(self, layout=None):
+        """A copy for inference that holds packed bytes instead of latent weights (layout None: the fastest one).
+
+        ValueError where there is nothing to pack: bits=32, or packed already.
+        """
+        bits = self.config["bits"]
+        if bits == 32 or self.config["layout"]:
+            state = "has no low-bit layers (bits=32)" if bits == 32 else "is packed already"
+            raise ValueError(f"this model {state}: pack() needs a trained model with bits below 32 and its latent weights")
+        layers = [m for m in self.modules() if isinstance(m, BitLinear)]
+        packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
+        packed.config["layout"] = layout or choose_layout(bits)
+        packed.zero_grad()
+        return packed.eval()
+
+    @property
+    def nbytes(self):
+        """Bytes of all weights and buffers."""
+        return sum(array.nbytes for array in self.state_dict().values())
 
     def _check_images(self, x):
         expected = (*self.embed.patch.image_size, self.embed.patch.in_channels)

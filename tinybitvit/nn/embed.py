@@ -41,7 +41,7 @@ class TokenEmbed(Module):
         self.patch = patch_embed
         self.cls_token = Parameter(zeros(1, 1, dim)) if class_token else None
         self.reg_token = Parameter(init.normal(rng, (1, registers, dim))) if registers else None
-        self.pos_embed = Parameter(init.normal(rng, (1, tokens, dim)))
+        self.pos_embed = Parameter(init.normal(rng, (1, tokens, dim), std=0.2))
         self.prefix = class_token + registers
         self.tokens = tokens + registers
 

@@ -253,7 +253,7 @@ def _gelu_erf(xp, x, with_slope):
 
 def _gelu_tanh(xp, x, with_slope):
     square = x * x
-    t = square * (0.044715 * SQRT_2_OVER_PI)
+    t = xp.asarray(square * (0.044715 * SQRT_2_OVER_PI))  # of a 0-d x NumPy makes a scalar, which cannot be an `out`
     t += SQRT_2_OVER_PI
     t *= x
     xp.tanh(t, out=t)

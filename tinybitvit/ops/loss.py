@@ -4,6 +4,11 @@ from .base import Function, unbroadcast
 from .norm import log_softmax_array
 
 
+def _check_not_empty(name, x):
+    if not x.size:
+        raise ValueError(f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches")
+
+
 class CrossEntropy(Function):
     """L = sum_n w_n l_n / sum_n w_n with l_n = -sum_c t_nc ln p_nc, p = softmax(logits), for logits (N, C)
 
@@ -15,6 +20,7 @@ class CrossEntropy(Function):
     @staticmethod
     def forward(ctx, logits, target, weight=None, *, label_smoothing=0.0):
         xp = ctx.xp
+        _check_not_empty("cross_entropy", logits)
         n, classes = logits.shape
         log_p = log_softmax_array(xp, logits)
         t = _soft_targets(xp, target, n, classes, logits.dtype)
@@ -42,7 +48,7 @@ def _soft_targets(xp, target, n, classes, dtype):
             f"cross_entropy: target must hold {n} integer class numbers or be a ({n}, {classes}) array of probabilities,"
             f" not shape {target.shape} of {target.dtype}"
         )
-    if n and not 0 <= int(target.min()) <= int(target.max()) < classes:
+    if not 0 <= int(target.min()) <= int(target.max()) < classes:
         raise ValueError(f"cross_entropy: class numbers must lie in 0..{classes - 1}, found {target.min()}..{target.max()}")
     return (target[:, None] == xp.arange(classes)).astype(dtype)
 
@@ -56,6 +62,7 @@ class MSE(Function):
     @staticmethod
     def forward(ctx, x, target):
         difference = x - target
+        _check_not_empty("mse", difference)
         ctx.shapes = x.shape, target.shape
         ctx.save(difference)
         return (difference * difference).mean()
@@ -63,7 +70,7 @@ class MSE(Function):
     @staticmethod
     def backward(ctx, g):
         (difference,) = ctx.saved
-        d = difference * (g * (2 / max(difference.size, 1)))
+        d = difference * (g * (2 / difference.size))
         return unbroadcast(d, ctx.shapes[0]), unbroadcast(-d, ctx.shapes[1])
 
 
@@ -77,11 +84,12 @@ class KLDiv(Function):
     def forward(ctx, x, target):
         if x.shape != target.shape:
             raise ValueError(f"kl_div: input has shape {x.shape} and target {target.shape}; they must be equal")
+        _check_not_empty("kl_div", x)
         ctx.save(target)
         log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(1)))
-        return (target * (log_t - x)).sum() / max(len(x), 1)
+        return (target * (log_t - x)).sum() / len(x)
 
     @staticmethod
     def backward(ctx, g):
         (target,) = ctx.saved
-        return target * (-g / max(len(target), 1)), None
+        return target * (-g / len(target)), None

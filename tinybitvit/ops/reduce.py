@@ -81,8 +81,10 @@ class Var(_Reduction):
     @staticmethod
     def forward(ctx, x, *, axis=None, ddof=0, keepdims=False):
         Var.remember(ctx, x, axis)
-        centred = x - x.mean(axis=ctx.axes, keepdims=True)
         ctx.degrees = ctx.count - ddof
+        if ctx.degrees <= 0:
+            raise ValueError(f"var: {ctx.count} elements with ddof={ddof} have no variance; reduce over more, or lower ddof")
+        centred = x - x.mean(axis=ctx.axes, keepdims=True)
         ctx.save(centred)
         return (centred * centred).sum(axis=ctx.axes, keepdims=keepdims) / ctx.degrees
 

@@ -28,9 +28,10 @@ class Transpose(Function):
 
     @staticmethod
     def forward(ctx, x, *, axes=None):
-        axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes)
+        y = x.transpose(axes)  # first, because it refuses axes that are no permutation
+        axes = range(x.ndim)[::-1] if axes is None else [a % x.ndim for a in axes]
         ctx.inverse = tuple(axes.index(i) for i in range(x.ndim))
-        return x.transpose(axes)
+        return y
 
     @staticmethod
     def backward(ctx, g):

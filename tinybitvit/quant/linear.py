@@ -55,7 +55,7 @@ class BitLinear(Linear):
         self.granularity, self.scale, self.ste = granularity, scale, ste
         self.temperature = 1.0  # of ste='ede'; a training schedule raises it
         self.norm = RMSNorm(in_features) if norm else None
-        self.codes()  # refuse impossible options here, not in the first forward pass
+        self._quantize(self.weight)  # refuse impossible options here, not in the first forward pass
 
     def forward(self, x):
         if self.norm is not None:

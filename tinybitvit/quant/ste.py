@@ -39,6 +39,13 @@ def _axis(granularity):
     return -1 if granularity == "row" else None
 
 
+def _top(bits):
+    """The largest code of signed integers with that many bits."""
+    if bits < 2:
+        raise ValueError(f"rounding needs at least 2 bits, not {bits}; the quantiser for 1 bit is binary")
+    return 2 ** (bits - 1) - 1
+
+
 def _magnitude(xp, w, axis, scale):
     """The typical size of the elements of w: their mean or median absolute value."""
     if scale not in ("absmean", "absmedian"):
@@ -78,7 +85,7 @@ def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
     scale='absmax': s = max |w| / top, top = 2^(bits-1) - 1. 'absmean' and 'absmedian': s = 2 m / sqrt(top) with m the mean
     (median) of |w|, the initial step of LSQ, Esser et al. 2020 (arXiv 1902.08153).
     """
-    top = 2 ** (bits - 1) - 1
+    top = _top(bits)
     axis = _axis(granularity)
     if scale == "absmax":
         step = xp.abs(w).max(axis=axis, keepdims=True) / top
@@ -95,7 +102,7 @@ def absmax_codes(xp, x, bits):
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
     """
-    top = 2 ** (bits - 1) - 1
+    top = _top(bits)
     size = xp.maximum(x.max(axis=-1, keepdims=True), -x.min(axis=-1, keepdims=True))  # two passes, no array |x|
     xp.maximum(size, EPS, out=size)
     codes = x * (top / size)
@@ -160,7 +167,7 @@ class NBit(Function):
         codes, step = nbit_codes(ctx.xp, w, bits, granularity, scale)
         if ste not in ("identity", "clipped"):
             raise ValueError(f"ste for {bits} bits must be 'identity' or 'clipped', not {ste!r}")
-        top = 2 ** (bits - 1) - 1
+        top = _top(bits)
         v = w / step
         ctx.save(None if ste == "identity" else (v >= -top - 1) & (v <= top))
         codes *= step

@@ -5,10 +5,11 @@ part with a single-threaded BLAS, and the gradients are summed in a fixed order.
 then runs on all cores, on arrays small enough to stay in the caches; NumPy lets go of the interpreter lock inside.
 """
 
+import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextlib import nullcontext
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -26,19 +27,32 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
-def _blas():
-    return ThreadpoolController()
+class _SingleThreadedBlas:
+    """BLAS has one setting for the whole process: the first to come in changes it, the last to leave restores it."""
+
+    def __init__(self):
+        self.lock, self.users, self.controller, self.limiter = threading.Lock(), 0, None, None
+
+    def __enter__(self):
+        with self.lock:
+            if not self.users:
+                self.controller = self.controller or ThreadpoolController()
+                self.limiter = self.controller.limit(limits=1, user_api="blas")
+            self.users += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.limiter.restore_original_limits()
 
 
-@contextmanager
-def single_threaded_blas(active=True):
-    """Within the block BLAS uses one thread (for the whole process); restored afterwards."""
-    if not active:
-        yield
-        return
-    with _blas().limit(limits=1, user_api="blas"):
-        yield
+_blas = _SingleThreadedBlas()
+
+
+def single_threaded_blas():
+    """A context manager: within it BLAS uses one thread (in the whole process); restored afterwards."""
+    return _blas
 
 
 class Trainer:
@@ -54,18 +68,24 @@ class Trainer:
         if workers != "auto" and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
         self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
-        self.params = model.parameters()
+        self.views = optimizer.gradient_views() if optimizer else {}
+        self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
+        self.matrix_size = sum(p.size for p in model.parameters() if p.ndim == 2)
         self.device = self.params[0].device if self.params else "cpu"
         self.workers = workers
         self.rng = backend.make_rng(rng)
         self.draws = any(isinstance(m, Dropout) and m.p for m in model.modules())
-        self.views = optimizer.gradient_views() if optimizer else {}
+        self.outputs = []  # of the last step, one array a shard
         self.pool = None
 
     def step(self, x, y, weight=None):
         """One update from a batch: x (N, ...), y (N, ...), weight (N,) or None; returns the loss, the weighted mean over N."""
         if len(x) != len(y) or not len(x):
             raise ValueError(f"step: x has {len(x)} rows and y {len(y)}; they must be equal and not 0")
+        if weight is not None and len(weight) != len(x):
+            raise ValueError(f"step: x has {len(x)} rows and weight {len(weight)}; they must be equal")
+        if self.optimizer is None:
+            raise RuntimeError("this Trainer was made without an optimizer: it can predict, but not step")
         shards = self._shards(len(x), cost=3)
         total = len(x) if weight is None else float(weight.sum())
         seeds = self.rng.integers(2**63, size=len(shards)) if self.draws else [None] * len(shards)
@@ -76,17 +96,24 @@ class Trainer:
             return self._gradients(x[rows], y[rows], part, share, seed)
 
         results = self._run(work, shards, seeds)
-        self._sum([grads for _, grads in results])
+        loss = sum(part for part, _, _ in results)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at update {self.optimizer.steps + 1}, the weights are as before it:"
+                " lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
+            )
+        self.outputs = [output for _, output, _ in results]
+        self._sum([grads for _, _, grads in results])
         if self.max_norm is not None:
             clip_grad_norm(self.params, self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return sum(loss for loss, _ in results)
+        return loss
 
     def predict(self, x, batch_size=256):
         """The model's outputs for x (N, ...) as one NumPy array, without recording a graph."""
         parts = []
-        for start in range(0, len(x), batch_size):
+        for start in range(0, max(len(x), 1), batch_size):  # no rows: one empty batch, whose output has the right shape
             batch = x[start : start + batch_size]
             parts += self._run(lambda rows, batch=batch: self._forward(batch[rows]), self._shards(len(batch), cost=1))
         return np.concatenate(parts)
@@ -96,10 +123,13 @@ class Trainer:
     def _gradients(self, x, y, weight, share, seed):
         with backend.use_rng(seed) if seed is not None else nullcontext():
             output = self.model(self._to_tensor(x))
+            if not share:  # the weights of these rows are all 0, and so would be the divisor of their mean loss
+                zeros = backend.array_module(output.data).zeros_like
+                return 0.0, output.data, [zeros(p.data) for p in self.params]
             extra = () if weight is None else (self._to_tensor(weight),)
             loss = self.loss(output, self._to_tensor(y), *extra)
         g = loss.data * 0 + share
-        return float(loss.data) * share, autograd.grad(loss, self.params, g)
+        return float(loss.data) * share, output.data, autograd.grad(loss, self.params, g)
 
     def _forward(self, x):
         with autograd.no_grad():
@@ -135,15 +165,14 @@ class Trainer:
     def _row_flops(self):
         """A rough count of the forward operations for one image: two per weight and token."""
         tokens = getattr(getattr(self.model, "embed", None), "tokens", 1)
-        return 2 * tokens * sum(p.size for p in self.params if p.ndim == 2)
+        return 2 * tokens * self.matrix_size
 
     def _run(self, work, shards, *columns):
         """work(shard, ...) for every shard, the last one on this thread, the others on the pool; results in order."""
         jobs = list(zip(shards, *columns, strict=True))
-        if len(jobs) == 1:
-            return [work(*jobs[0])]
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(max_workers=len(jobs) - 1, thread_name_prefix="tinybitvit")
+        if self.pool is None and len(jobs) > 1:
+            most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards than this one
+            self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
         with single_threaded_blas():
             futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
             try:

@@ -1,0 +1,161 @@
+"""Every operation against PyTorch: value, shape, dtype and every gradient, for every case of `op_cases.TABLE`.
+
+Each case runs as the Function itself (`forward`, `backward` on plain arrays) and as the public call on Tensors, in
+float64 with a tight tolerance and in float32 once more, always with a random upstream gradient. The oracle is torch in
+float64, from the same numbers.
+"""
+
+import numpy as np
+import pytest
+
+import tinybitvit as tb
+from tests.op_cases import TABLE
+from tinybitvit import backend
+from tinybitvit.ops import Context
+
+DTYPES = ["float64", "float32"]
+# Another device, or a stand-in for one, joins every test of this file here: pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = ["cpu"]
+
+RTOL = {"float64": 1e-10, "float32": 1e-5}
+ATOL = {"float64": 1e-13, "float32": 1e-6}  # of the largest number in the array: sums cancel
+
+each_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+# --- the two ways to run a case ---------------------------------------------------------------------------------------
+
+
+def run_function(case, arrays, g, needs):
+    """(y, gradients) of the Function on arrays; asserts that backward keeps the contract, whatever the numbers."""
+    kept = [a.copy() for a in (*arrays, g)]
+    ctx = Context(backend.array_module(*arrays), tuple(needs))
+    y = case.function.forward(ctx, *arrays, **case.params)
+    grads = case.function.backward(ctx, g)
+    assert isinstance(grads, tuple) and len(grads) == len(arrays)
+    for now, before in zip((*arrays, g), kept, strict=True):
+        assert_same(now, before, "changed in place")
+    return y, grads
+
+
+def run_public(case, arrays, g, wanted):
+    """(y, gradients) of the call in tb.functional on Tensors, those at `wanted` requiring a gradient."""
+    kept = [a.copy() for a in (*arrays, g)]
+    tensors = [tb.Tensor(a, requires_grad=i in wanted) for i, a in enumerate(arrays)]
+    y = case.public(*tensors, **case.params)
+    y.backward(g)
+    for now, before in zip((*(t.data for t in tensors), g), kept, strict=True):
+        assert_same(now, before, "changed in place")
+    return y.data, [t.grad for t in tensors]
+
+
+def assert_same(a, b, what):
+    assert np.array_equal(backend.to_numpy(a), backend.to_numpy(b)), what
+
+
+def assert_close(case, actual, expected, dtype, what):
+    """Equal shape, dtype and, to the tolerance of the dtype, numbers."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, torch has {expected.shape}"
+    assert actual.dtype == dtype, f"{what}: {actual.dtype} from inputs of {dtype}"
+    loose = case.loose if dtype == "float32" else 1.0
+    rtol, atol = loose * RTOL[dtype], loose * ATOL[dtype] * abs(expected).max(initial=0)
+    atol = max(atol, case.atol, np.finfo(dtype).tiny)
+    np.testing.assert_allclose(backend.to_numpy(actual), expected, rtol=rtol, atol=atol, err_msg=what)
+
+
+def on_device(arrays, device):
+    return [backend.to_device(a, device) for a in arrays]
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+@each_device
+@each_dtype
+@each_case
+def test_value_and_gradients(case, dtype, device):
+    value, g, expected = case.oracle(dtype)
+    *arrays, g = on_device([*case.arrays(dtype), g], device)
+    wanted = case.differentiable()
+    needs = [i in wanted for i in range(len(arrays))]
+    for way, (y, grads) in {
+        "Function": run_function(case, arrays, g, needs),
+        "tb.functional": run_public(case, arrays, g, wanted),
+    }.items():
+        assert_close(case, y, value, dtype, f"{way}: value")
+        for i, (grad, reference) in enumerate(zip(grads, expected, strict=True)):
+            if reference is None:
+                assert grad is None, f"{way}: input {i} has no gradient"
+            else:
+                assert_close(case, grad, reference, dtype, f"{way}: gradient of input {i}")
+
+
+@each_device
+@pytest.mark.parametrize("case", [c for c in TABLE if len(c.differentiable()) > 1], ids=lambda case: case.id)
+def test_one_gradient_at_a_time(case, device):
+    """Where only one input asks for a gradient it gets the same one; the others get none, or at least no wrong one."""
+    _, g, expected = case.oracle("float64")
+    *arrays, g = on_device([*case.arrays("float64"), g], device)
+    for i in case.differentiable():
+        _, grads = run_function(case, arrays, g, [i == j for j in range(len(arrays))])
+        assert grads[i] is not None
+        for grad, reference in zip(grads, expected, strict=True):
+            if grad is not None:
+                assert_close(case, grad, reference, "float64", f"gradient with only input {i} asking")
+        _, grads = run_public(case, arrays, g, {i})
+        assert [j for j, grad in enumerate(grads) if grad is not None] == [i]
+        assert_close(case, grads[i], expected[i], "float64", f"gradient of input {i} alone")
+
+
+def transposed(a):
+    """The same numbers, the first axis running fastest in memory."""
+    return a.T.copy().T
+
+
+def strided(a):
+    """The same numbers, every second of a larger array along each axis."""
+    large = np.full([2 * n for n in a.shape], 77, dtype=a.dtype)
+    view = large[(*[slice(None, None, 2)] * a.ndim, ...)]
+    view[...] = a
+    return view
+
+
+def backwards(a):
+    """The same numbers, each axis running down in memory."""
+    flip = (*[slice(None, None, -1)] * a.ndim, ...)
+    return a[flip].copy()[flip]
+
+
+def read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+@each_device
+@each_case
+def test_memory_layout(case, device):
+    """How inputs and g lie in memory makes no difference."""
+    value, g, expected = case.oracle("float64")
+    made = [*case.arrays("float64"), g]
+    wanted = case.differentiable()
+    for layout in (transposed, strided, backwards, read_only):
+        *arrays, g = on_device([layout(a) for a in made], device)
+        y, grads = run_function(case, arrays, g, [i in wanted for i in range(len(arrays))])
+        assert_close(case, y, value, "float64", f"{layout.__name__}: value")
+        for i in wanted:
+            assert_close(case, grads[i], expected[i], "float64", f"{layout.__name__}: gradient of input {i}")
+
+
+@each_device
+@each_case
+def test_without_recording(case, device):
+    """The value is the same, to the last bit, where nobody asks for a gradient."""
+    arrays = on_device(case.arrays("float32"), device)
+    tensors = [tb.Tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
+    with tb.no_grad():
+        quiet = case.public(*tensors, **case.params)
+    assert not quiet.requires_grad
+    assert_same(quiet.data, case.public(*tensors, **case.params).data, "value")

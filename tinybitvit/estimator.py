@@ -1,0 +1,359 @@
+"""tb.ViT: the Vision Transformer as a scikit-learn classifier."""
+
+import math
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
+
+from . import backend
+from . import functional as F
+from .data import Loader, Normalize, make_augment
+from .models import VisionTransformer
+from .ops.norm import softmax_array
+from .optim import AdamW, WarmupCosine, decay_groups
+from .train import Trainer, run, soft_targets
+
+
+class ViT(ClassifierMixin, BaseEstimator):
+    """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
+
+    X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square images
+    (one or three channels) where F allows it, else strips of one-pixel patches. y: any labels.
+
+    Parameters
+    ----------
+    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP.
+    activation_bits : 8, 4, 1 or None (not quantised), the width of their inputs where bits < 32.
+    patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
+    dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
+    pool : 'mean' of the patch tokens, or 'cls' for a class token.
+    epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction `warmup` of
+        all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all classes.
+    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function (X, rng) -> X.
+    distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes).
+    init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from: every
+        weight whose name and shape fit is taken over.
+    early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction` of X
+        kept aside, and go back to the best weights.
+    device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for bit.
+    verbose : 1 prints a line per epoch, 0 nothing.
+
+    Attributes
+    ----------
+    classes_ (labels in the order of the outputs), model_ (the `VisionTransformer`), history_ (dict of lists: loss, accuracy,
+    val_loss, val_accuracy, lr, seconds; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times channels),
+    image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
+    """
+
+    def __init__(
+        self,
+        *,
+        bits=1.58,
+        activation_bits=8,
+        patch_size="auto",
+        dim=64,
+        depth=4,
+        heads=4,
+        mlp_ratio=2,
+        pool="mean",
+        epochs=40,
+        batch_size=32,
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup=0.1,
+        label_smoothing=0.1,
+        augment="auto",
+        distill_from=None,
+        init_from=None,
+        early_stopping=False,
+        patience=10,
+        validation_fraction=0.1,
+        device="auto",
+        workers="auto",
+        random_state=None,
+        verbose=1,
+    ):
+        self.bits = bits
+        self.activation_bits = activation_bits
+        self.patch_size = patch_size
+        self.dim = dim
+        self.depth = depth
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
+        self.pool = pool
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.label_smoothing = label_smoothing
+        self.augment = augment
+        self.distill_from = distill_from
+        self.init_from = init_from
+        self.early_stopping = early_stopping
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.workers = workers
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def fit(self, X, y, eval_set=None, sample_weight=None):
+        """Train from the start. eval_set: a pair (X, y) to measure after every epoch. Returns self."""
+        X, codes, weight = self._check_training_data(X, y, sample_weight, reset=True)
+        rng = self._build(X)
+        if eval_set is None and self.early_stopping:
+            X, codes, weight, eval_set = self._hold_out(X, codes, weight, rng)
+        elif eval_set is not None:
+            eval_set = self._prepare(eval_set[0]), self._encode(eval_set[1])
+        loader = self._loader(X, codes, weight, rng)
+        total = max(1, self.epochs * len(loader))
+        schedule = WarmupCosine(self._optimizer, total, warmup=min(total, round(self.warmup * total)))
+        self.history_, self.interrupted_ = run(
+            self._trainer(rng),
+            loader,
+            self.epochs,
+            schedule=schedule,
+            targets=self._targets(),
+            validation=eval_set,
+            patience=self.patience if self.early_stopping else None,
+            verbose=self.verbose,
+        )
+        self.n_iter_ = len(self.history_["loss"])
+        self._finish()
+        return self
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """One epoch over X at the constant learning rate `lr`, going on from what was learnt before. Returns self.
+
+        classes: all labels that will ever come, needed in the first call unless its y holds them all.
+        """
+        first = not hasattr(self, "model_")
+        X, codes, weight = self._check_training_data(X, y, sample_weight, reset=first, classes=classes)
+        if first:
+            self._partial_rng = self._build(X)
+            self.history_ = None
+        self._optimizer = getattr(self, "_optimizer", None) or self._make_optimizer()
+        loader = self._loader(X, codes, weight, self._partial_rng)
+        self.history_, self.interrupted_ = run(
+            self._trainer(self._partial_rng), loader, 1, targets=self._targets(), history=self.history_, verbose=self.verbose
+        )
+        self.n_iter_ = len(self.history_["loss"])
+        return self
+
+    def _build(self, X):
+        """Everything that the shape of X and the classes decide; returns the run's random generator."""
+        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        self._check_options()
+        self.normalize_ = Normalize.fit(X)
+        patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
+        self.model_ = VisionTransformer(
+            self.image_shape_[:2],
+            patch,
+            self.image_shape_[2],
+            len(self.classes_),
+            self.dim,
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            self.bits,
+            self.activation_bits,
+            self.pool,
+            rng=rng,
+        )
+        if self.init_from is not None:
+            start_from(self.model_, self.init_from)
+        device = backend.resolve_device(self.device)
+        if self.verbose and self.device == "auto" and device == "cuda":
+            print("training on the GPU", flush=True)
+        self.model_.to(device)
+        self._optimizer = self._make_optimizer()
+        return rng
+
+    def _make_optimizer(self):
+        return AdamW(decay_groups(self.model_, self.weight_decay), lr=self.lr, betas=(0.9, 0.98))
+
+    def _loader(self, X, codes, weight, rng):
+        return Loader(
+            X,
+            codes,
+            min(self.batch_size, len(X)),
+            rng=rng,
+            augment=make_augment(self.augment, self.image_shape_),
+            transform=self.normalize_,
+            sample_weight=weight,
+        )
+
+    def _trainer(self, rng=None):
+        def loss(logits, y, weight=None):
+            return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
+
+        return Trainer(self.model_, getattr(self, "_optimizer", None), loss, workers=self.workers, rng=rng)
+
+    def _targets(self):
+        if self.distill_from is None:
+            return None
+        check_is_fitted(self.distill_from)
+        if list(self.distill_from.classes_) != list(self.classes_):
+            raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
+        return soft_targets(self.distill_from._trainer())
+
+    def _hold_out(self, X, codes, weight, rng):
+        kept, held = train_test_split(
+            np.arange(len(X)), test_size=self.validation_fraction, random_state=int(rng.integers(2**31)), stratify=codes
+        )
+        held_out = self.normalize_(X[held]), codes[held]
+        return X[kept], codes[kept], None if weight is None else weight[kept], held_out
+
+    def _finish(self):
+        self._optimizer = None  # twice the size of the weights, and only partial_fit could use it
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def decision_function(self, X):
+        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X):
+        """Probabilities (n, classes), in the order of `classes_`."""
+        return softmax_array(np, self._logits(X).astype(np.float64))
+
+    def predict(self, X):
+        """The most probable label for each image (n,)."""
+        return self.classes_[self._logits(X).argmax(axis=1)]
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        return self._trainer().predict(self._prepare(X))
+
+    def _prepare(self, X):
+        """Images as the network takes them: (n, H, W, C) float32, normalised as in training."""
+        check_is_fitted(self)
+        return self.normalize_(self._check_images(X, reset=False))
+
+    # --- checking -----------------------------------------------------------------------------------------------------
+
+    def _check_options(self):
+        if not isinstance(self.epochs, (int, np.integer)) or self.epochs < 0:
+            raise ValueError(f"epochs must be a whole number from 0, not {self.epochs!r}")
+        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a fraction of the training and must lie in 0..1, not {self.warmup!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), not {self.label_smoothing!r}")
+
+    def _check_training_data(self, X, y, sample_weight, reset, classes=None):
+        if y is None:
+            raise ValueError("fit requires y to be passed, but the target y is None: pass one label per image")
+        y = np.asarray(y)
+        if y.ndim == 2 and y.shape[1] == 1:
+            from sklearn.utils.validation import column_or_1d
+
+            y = column_or_1d(y, warn=True)
+        X = self._check_images(X, reset=reset)
+        if y.ndim != 1 or len(X) != len(y):
+            raise ValueError(f"X holds {len(X)} images but y has the shape {y.shape}; they need one label per image")
+        check_classification_targets(y)
+        if reset:
+            self.classes_ = np.unique(y if classes is None else np.asarray(classes))
+            if len(self.classes_) < 2:
+                raise ValueError("y holds only one class; a classifier needs images of at least two")
+        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float32)
+        if weight is not None and (weight < 0).any():
+            raise ValueError("sample_weight must not be negative")
+        if weight is not None and not weight.any():
+            raise ValueError("sample_weight is zero for every image; at least one must count")
+        return X, self._encode(y), weight
+
+    def _encode(self, y):
+        y = np.asarray(y)
+        codes = np.searchsorted(self.classes_, y)
+        unseen = self.classes_[np.minimum(codes, len(self.classes_) - 1)] != y
+        if unseen.any():
+            raise ValueError(f"y holds the label {y[unseen][0]!r}, which is not among the classes: {list(self.classes_)[:20]}")
+        return codes
+
+    def _check_images(self, X, reset):
+        """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
+        ndim = getattr(X, "ndim", None)
+        if ndim is None and not hasattr(X, "shape"):
+            X = np.asarray(X)
+            ndim = X.ndim
+        if ndim in (3, 4):
+            X = self._check_nd(np.asarray(X), reset)
+        else:
+            X = validate_data(self, X, reset=reset, ensure_all_finite=False)
+            if reset:
+                self.image_shape_ = flat_shape(X.shape[1])
+            X = X.reshape(len(X), *self.image_shape_)
+        if X.dtype.kind == "f" and not np.isfinite(X).all():
+            bad = int(np.nonzero(~np.isfinite(X).reshape(len(X), -1).all(axis=1))[0][0])
+            raise ValueError(f"X contains NaN or inf pixels (first in image {bad}); remove or replace them")
+        return X
+
+    def _check_nd(self, X, reset):
+        if X.dtype.kind not in "uifb":
+            raise ValueError(f"X must hold numbers, not {X.dtype}")
+        if not len(X):
+            raise ValueError("Found array with 0 sample(s): X holds no image, at least 1 is required")
+        X = X[..., None] if X.ndim == 3 else X
+        shape = X.shape[1:]
+        if reset:
+            if shape[0] in (1, 3) and shape[2] not in (1, 3, 4) and shape[1] > 4:
+                raise ValueError(
+                    f"X has shape {X.shape}, which looks like (N, C, H, W); channels come last here: X.transpose(0, 2, 3, 1)"
+                )
+            self.image_shape_ = shape
+            self.n_features_in_ = math.prod(shape)
+        elif shape != self.image_shape_:
+            hint = ": channels come last, use X.transpose(0, 2, 3, 1)" if (*shape[1:], shape[0]) == self.image_shape_ else ""
+            raise ValueError(f"X holds images of shape {shape}, but the model was fitted on {self.image_shape_}{hint}")
+        return X
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def flat_shape(features):
+    """(H, W, C) for a flat row: a square image of one or three channels where that fits, else a strip (1, F, 1)."""
+    for channels in (1, 3):
+        side = math.isqrt(features // channels)
+        if side >= 4 and side * side * channels == features:
+            return side, side, channels
+    return 1, features, 1
+
+
+def auto_patch(image_shape):
+    """A patch (ph, pw) that divides the image into at most 8 patches a side; strips (H = 1) into single pixels."""
+    height, width = image_shape[:2]
+    return _auto_side(height), _auto_side(width) if height > 1 or width > 64 else 1
+
+
+def _auto_side(side):
+    if side < 4:
+        return 1
+    patch = next(p for p in range(2, side + 1) if side % p == 0 and side // p <= 8)
+    return 1 if side // patch < 3 and side <= 32 else patch  # a prime side would give one patch
+
+
+def start_from(model, source):
+    """Take over every weight of `source` (a fitted ViT, a VisionTransformer, or a path) whose name and shape fit the model."""
+    if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
+        from .models import from_pretrained
+
+        source = from_pretrained(source, image_size=model.config["image_size"])
+    theirs = getattr(source, "model_", source).state_dict()
+    mine = model.state_dict()
+    fitting = {name: a for name, a in theirs.items() if name in mine and mine[name].shape == a.shape}
+    if not any(name.startswith("blocks.") for name in fitting):
+        raise ValueError("init_from: no block of the given model fits; choose the same dim, heads and mlp_ratio")
+    model.load_state_dict({**mine, **{name: backend.to_numpy(a) for name, a in fitting.items()}})

@@ -1,0 +1,149 @@
+"""Recording: `attention(model, X)` runs a network once, with a hook on every head's softmax."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .. import autograd, backend
+from ..nn import Attend, Module
+from ..tensor import Tensor
+from .layout import Layout
+from .record import AttentionRecord
+
+
+def attention(
+    model: Any, X: Any, *, target: Any = None, layout: Layout | None = None, batch_size: int = 32
+) -> AttentionRecord:
+    """Record what every head of a model attends to in the images X.
+
+    model: a fitted `tb.ViT` (X as for `predict`) or a network with `nn.Attend` modules such as `VisionTransformer` (X as the
+    network takes it: normalised floats (N, H, W, C)), packed or not. target: record gradients too, of the logit of the
+    'predicted' class, of one class, or of one class for each image (labels of a tb.ViT, else class numbers). layout: which
+    token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in batches, and is left
+    as it was.
+
+    Raises RuntimeError where a layer hands out no map, or where gradients cannot be had (packed models).
+    """
+    X = X if hasattr(X, "shape") else np.asarray(X)
+    if hasattr(model, "_prepare"):
+        prepared, network, classes = model._prepare(X), model.model_, list(model.classes_)
+    else:
+        prepared, network, classes = np.asarray(backend.to_numpy(X)), model, None
+        if prepared.dtype.kind != "f":
+            raise ValueError(
+                f"a {type(model).__name__} takes normalised floats, not {prepared.dtype}: apply its tb.data.Normalize, or pass"
+                " a fitted tb.ViT"
+            )
+    if not len(prepared):
+        raise ValueError("X holds no image, at least one is needed")
+    layout = Layout.of(network) if layout is None else layout
+    target = _class_numbers(target, len(prepared), classes)
+    parts = []
+    with _observed(network) as seen:
+        for start in range(0, len(prepared), batch_size):
+            rows = slice(start, start + batch_size)
+            wanted = target[rows] if isinstance(target, np.ndarray) else target
+            parts.append(_record_batch(network, seen, prepared[rows], layout, wanted))
+    maps, logits, gradients, targets = zip(*parts, strict=True)
+    headless = getattr(network, "head", network) is None
+    return AttentionRecord(
+        maps=_joined(maps),
+        layout=layout,
+        images=backend.to_numpy(X).reshape(prepared.shape),
+        logits=None if headless else np.concatenate(logits),
+        classes=list(range(logits[0].shape[-1])) if classes is None else classes,
+        gradients=None if target is None else _joined(gradients),
+        target=None if target is None else np.concatenate(targets),
+    )
+
+
+@contextmanager
+def _observed(network: Module) -> Iterator[list[tuple[str, Tensor]]]:
+    """Within the block the network is in evaluation mode, and each call of an Attend adds (its name, its output) to the list."""
+    attends = [(name, m) for name, m in network.named_modules() if isinstance(m, Attend)]
+    if not attends:
+        raise RuntimeError(f"{type(network).__name__} holds no nn.Attend module, so there is no attention to record")
+    seen: list[tuple[str, Tensor]] = []
+    modes = [(m, m.training) for m in network.modules()]
+    handles = []
+    try:
+        for name, module in attends:
+            handles.append(module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, output))))
+        network.eval()
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+def _record_batch(network, seen, images, layout, target):
+    """Maps, logits, gradients and target classes of one batch; the last two None without a target."""
+    seen.clear()
+    device = next((p.device for p in network.parameters()), "cpu")
+    x = Tensor(images, requires_grad=target is not None, device=device)
+    if target is None:
+        with autograd.no_grad():
+            logits = network(x)
+    else:
+        logits = network(x)
+    _check_complete(network, seen, len(images), layout)
+    maps = [output.numpy() for _, output in seen]
+    if target is None:
+        return maps, logits.numpy(), None, None
+    target = logits.numpy().argmax(axis=1) if isinstance(target, str) else target
+    return maps, logits.numpy(), _gradients(network, logits, [output for _, output in seen], target), target
+
+
+def _check_complete(network, seen, n, layout):
+    """RuntimeError unless every Attend was called and gave a map (n, heads, T, T) for the layout's T tokens."""
+    called = {name for name, _ in seen}
+    silent = [name for name, m in network.named_modules() if isinstance(m, Attend) and name not in called]
+    if silent:
+        raise RuntimeError(f"no attention came from {', '.join(silent)}: this network computes it without calling the module")
+    for name, output in seen:
+        if output.ndim != 4 or output.shape[0] != n or output.shape[2:] != (layout.tokens, layout.tokens):
+            raise RuntimeError(
+                f"{name} gave a map of shape {output.shape}, but the layout has {layout.tokens} tokens: ({n}, heads,"
+                f" {layout.tokens}, {layout.tokens}) was expected; pass the layout that fits"
+            )
+
+
+def _gradients(network, logits, maps, target):
+    """d(logit of each image's class)/d(map) for every map; images do not interact, so one backward pass serves them all."""
+    if getattr(network, "head", network) is None:
+        raise RuntimeError("the network has no classification head, so no class has a gradient; leave out target")
+    if target.min() < 0 or target.max() >= logits.shape[1]:
+        raise ValueError(f"target must hold class numbers from 0 to {logits.shape[1] - 1}, not {target.max()}")
+    if any(p.source is None for p in maps):
+        raise RuntimeError(
+            "gradients need the unpacked model, outside no_grad(): this one records no graph for a backward pass, so leave out target"
+        )
+    chosen = (np.arange(logits.shape[1]) == target[:, None]).astype(str(logits.dtype))
+    grads = autograd.grad(logits, maps, backend.to_device(chosen, logits.device))
+    return [backend.to_numpy(g) for g in grads]
+
+
+def _class_numbers(target, n, classes):
+    """None, 'predicted', or the class number for each of n images, from one label or n labels."""
+    if target is None or (isinstance(target, str) and target == "predicted"):
+        return target
+    labels = np.asarray(target)
+    if labels.shape not in ((), (n,)):
+        raise ValueError(f"target must be 'predicted', one class, or one class for each of the {n} images, not shape {labels.shape}")
+    labels = np.broadcast_to(labels, n)
+    if classes is not None:
+        unknown = [label for label in labels if label not in classes]
+        if unknown:
+            raise ValueError(f"target {unknown[0]!r} is not among the model's classes {classes[:20]}")
+        return np.array([classes.index(label) for label in labels])
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"target must be 'predicted' or class numbers for a network without labels, not {target!r}")
+    return labels
+
+
+def _joined(parts):
+    return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
