@@ -76,9 +76,9 @@ def given(values):
 class OpCase:
     """One call of an op.
 
-    wrt: which inputs have a gradient (None: all floating point ones); loose: factor on the float32 tolerances, where the
-    op itself loses digits; atol: what rounding leaves of results that are 0; public: how `tb.functional` is called, where
-    not by name with the inputs and the parameters.
+    wrt: which inputs have a gradient (None: all floating point ones); loose: factor on the float32 tolerances, where
+    the op itself loses digits; atol: what rounding leaves of results that are 0; public: how `tb.functional` is called,
+    where not by name with the inputs and the parameters.
     """
 
     op: str
@@ -305,6 +305,7 @@ for shape, axes in [
     ((1, 3), (1, 0)),
 ]:
     cases("transpose", lambda x, axes=None: x.permute(axes or tuple(range(x.ndim))[::-1]), [shape], axes=axes)
+cases("transpose", lambda x: x.permute(2, 1, 0), [(2, 3, 4)])
 for old, new in [
     ((3, 1), (3, 4)),
     ((4,), (2, 3, 4)),
@@ -359,6 +360,7 @@ for axis, *inputs in [
     (-3, [(2, 3, 4), (1, 3, 4), (2, 3, 4)]),
 ]:
     cases("concatenate", torch_concatenate, *inputs, public=public_concatenate, axis=axis)
+cases("concatenate", torch_concatenate, [(2, 3), (4, 3)], public=public_concatenate)
 
 for shape, width in [
     ((2, 3), ((1, 2), (0, 3))),
@@ -589,3 +591,52 @@ for bits in (2, 3, 4, 8):
 
 for bits in ({}, {"bits": 8}, {"bits": 4}, {"bits": 2}):
     cases("absmax", straight_through("absmax"), *WEIGHTS, ODD_ROWS[0], *SMALL_AND_LARGE, [(0, 4)], **bits)
+
+
+# --- what an op refuses -----------------------------------------------------------------------------------------------
+
+A, B, ROW = np.ones((2, 3)), np.ones((3, 3)), np.ones(3)
+IMAGES = np.ones((1, 4, 6, 1))
+REFUSED = [  # op, inputs, parameters, words of the sentence
+    ("gelu", [A], {"approximate": "erf"}, "approximate must be 'none' or 'tanh', not 'erf'"),
+    ("clip", [A], {}, "clip needs low, high or both"),
+    ("sum", [A], {"axis": 2}, "axis 2 is out of range for an array with 2 dimensions"),
+    ("mean", [A], {"axis": -3}, "axis -3 is out of range"),
+    ("max", [A], {"axis": (0, 2)}, r"axis \(0, 2\) is out of range"),
+    ("sum", [A], {"axis": (0, -2)}, "duplicate value in 'axis'"),
+    ("var", [A], {"axis": 1, "ddof": 3}, "3 elements with ddof=3"),
+    ("var", [np.ones((2, 0))], {"axis": 1}, "0 elements with ddof=0"),
+    ("transpose", [A], {"axes": (0, 0)}, "repeated axis"),
+    ("transpose", [A], {"axes": (0,)}, "axes don't match"),
+    ("transpose", [A], {"axes": (-3, 0)}, "axis -3 is out of bounds"),
+    ("reshape", [A], {"shape": (4, 2)}, "cannot reshape array of size 6"),
+    ("pad", [A], {"pad_width": ((1, 1),)}, "one .before, after. pair for each of the 2 axes, not 1"),
+    ("matmul", [np.array(2.0), A], {}, "at least one axis; use [*]"),
+    ("matmul", [A, np.array(2.0)], {}, "at least one axis; use [*]"),
+    (
+        "multi_head_attention",
+        [np.ones((1, 2, 8))],
+        {"heads": 2},
+        "8 columns, which 2 heads of q, k and v do not divide",
+    ),
+    ("cross_entropy", [np.ones((0, 3)), np.ones(0, dtype=int)], {}, "empty array of shape .0, 3. is undefined"),
+    ("cross_entropy", [A, np.array([0, 3])], {}, "class numbers must lie in 0..2, found 0..3"),
+    ("cross_entropy", [A, np.array([-1, 2])], {}, "class numbers must lie in 0..2, found -1..2"),
+    ("cross_entropy", [A, np.array([0.0, 1.0])], {}, "not shape .2,. of float64"),
+    ("cross_entropy", [A, np.array([0, 1, 2])], {}, "not shape .3,. of int64"),
+    ("cross_entropy", [A, B], {}, "not shape .3, 3. of float64"),
+    ("mse", [np.ones((0, 3)), ROW], {}, "empty array of shape .0, 3. is undefined"),
+    ("kl_div", [np.ones((0, 3)), np.ones((0, 3))], {}, "empty array of shape .0, 3. is undefined"),
+    ("kl_div", [A, ROW], {}, r"input has shape \(2, 3\) and target \(3,\)"),
+    ("patchify", [IMAGES], {"patch_size": (3, 3)}, "patches of 3 x 3 pixels do not tile an image of 4 x 6"),
+    ("patchify", [IMAGES], {"patch_size": (4, 4)}, "patches of 4 x 4 pixels do not tile an image of 4 x 6"),
+    ("unpatchify", [np.ones((1, 2, 4))], {"patch_size": (2, 2), "image_size": (2, 5)}, "do not tile an image of 2 x 5"),
+    ("binary", [A], {"ste": "steep"}, "ste must be one of identity, clipped, approx_sign, ede, not 'steep'"),
+    ("ternary", [A], {"ste": "steep"}, "ste must be one of"),
+    ("nbit", [A], {"bits": 2, "ste": "ede"}, "ste for 2 bits must be 'identity' or 'clipped', not 'ede'"),
+    ("nbit", [A], {"bits": 1}, "at least 2 bits, not 1; the quantiser for 1 bit is binary"),
+    ("absmax", [A], {"bits": 1}, "at least 2 bits, not 1"),
+    ("binary", [A], {"granularity": "column"}, "granularity must be 'row' or 'tensor', not 'column'"),
+    ("ternary", [A], {"scale": "absmax"}, "scale must be 'absmean' or 'absmedian', not 'absmax'"),
+    ("nbit", [A], {"bits": 4, "scale": "max"}, "scale must be"),
+]

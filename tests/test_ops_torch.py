@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tinybitvit as tb
-from tests.op_cases import TABLE
+from tests.op_cases import FUNCTIONS, REFUSED, TABLE
 from tinybitvit import backend
 from tinybitvit.ops import Context
 
@@ -159,3 +159,12 @@ def test_without_recording(case, device):
         quiet = case.public(*tensors, **case.params)
     assert not quiet.requires_grad
     assert_same(quiet.data, case.public(*tensors, **case.params).data, "value")
+
+
+@each_device
+@pytest.mark.parametrize("op, arrays, params, words", REFUSED, ids=[f"{row[0]}: {row[3]}" for row in REFUSED])
+def test_bad_input_is_refused(op, arrays, params, words, device):
+    arrays = on_device(arrays, device)
+    ctx = Context(backend.array_module(*arrays), (True,) * len(arrays))
+    with pytest.raises(ValueError, match=words):
+        FUNCTIONS[op].forward(ctx, *arrays, **params)

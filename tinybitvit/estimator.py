@@ -1,17 +1,25 @@
 """tb.ViT: the Vision Transformer as a scikit-learn classifier."""
 
 import math
+import os
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    check_random_state,
+    column_or_1d,
+    validate_data,
+)
 
 from . import backend
 from . import functional as F
 from .data import Loader, Normalize, make_augment
-from .models import VisionTransformer
+from .data.images import auto_patch, check_finite, check_images, flat_shape
+from .models import VisionTransformer, start_from
 from .ops.norm import softmax_array
 from .optim import AdamW, WarmupCosine, decay_groups
 from .train import Trainer, run, soft_targets
@@ -55,13 +63,13 @@ class ViT(ClassifierMixin, BaseEstimator):
         activation_bits=8,
         patch_size="auto",
         dim=64,
-        depth=4,
+        depth=2,
         heads=4,
         mlp_ratio=2,
         pool="mean",
-        epochs=40,
-        batch_size=32,
-        lr=1e-3,
+        epochs=30,
+        batch_size=64,
+        lr=3e-3,
         weight_decay=0.05,
         warmup=0.1,
         label_smoothing=0.1,
@@ -106,16 +114,16 @@ class ViT(ClassifierMixin, BaseEstimator):
     def fit(self, X, y, eval_set=None, sample_weight=None):
         """Train from the start. eval_set: a pair (X, y) to measure after every epoch. Returns self."""
         X, codes, weight = self._check_training_data(X, y, sample_weight, reset=True)
-        rng = self._build(X)
+        self._build(X)
         if eval_set is None and self.early_stopping:
-            X, codes, weight, eval_set = self._hold_out(X, codes, weight, rng)
+            X, codes, weight, eval_set = self._hold_out(X, codes, weight)
         elif eval_set is not None:
             eval_set = self._prepare(eval_set[0]), self._encode(eval_set[1])
-        loader = self._loader(X, codes, weight, rng)
+        loader = self._loader(X, codes, weight)
         total = max(1, self.epochs * len(loader))
         schedule = WarmupCosine(self._optimizer, total, warmup=min(total, round(self.warmup * total)))
         self.history_, self.interrupted_ = run(
-            self._trainer(rng),
+            self._trainer(),
             loader,
             self.epochs,
             schedule=schedule,
@@ -125,7 +133,7 @@ class ViT(ClassifierMixin, BaseEstimator):
             verbose=self.verbose,
         )
         self.n_iter_ = len(self.history_["loss"])
-        self._finish()
+        self._optimizer = None  # twice the size of the weights, and only partial_fit could use it
         return self
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -136,19 +144,24 @@ class ViT(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "model_")
         X, codes, weight = self._check_training_data(X, y, sample_weight, reset=first, classes=classes)
         if first:
-            self._partial_rng = self._build(X)
+            self._build(X)
             self.history_ = None
-        self._optimizer = getattr(self, "_optimizer", None) or self._make_optimizer()
-        loader = self._loader(X, codes, weight, self._partial_rng)
+        if self._optimizer is None:
+            self._optimizer = self._make_optimizer()
         self.history_, self.interrupted_ = run(
-            self._trainer(self._partial_rng), loader, 1, targets=self._targets(), history=self.history_, verbose=self.verbose
+            self._trainer(),
+            self._loader(X, codes, weight),
+            1,
+            targets=self._targets(),
+            history=self.history_,
+            verbose=self.verbose,
         )
         self.n_iter_ = len(self.history_["loss"])
         return self
 
     def _build(self, X):
-        """Everything that the shape of X and the classes decide; returns the run's random generator."""
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        """Everything that the shape of X and the classes decide."""
+        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         self._check_options()
         self.normalize_ = Normalize.fit(X)
         patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
@@ -164,36 +177,43 @@ class ViT(ClassifierMixin, BaseEstimator):
             self.bits,
             self.activation_bits,
             self.pool,
-            rng=rng,
+            rng=self._rng,
         )
         if self.init_from is not None:
-            start_from(self.model_, self.init_from)
+            start_from(self.model_, self._source())
         device = backend.resolve_device(self.device)
         if self.verbose and self.device == "auto" and device == "cuda":
             print("training on the GPU", flush=True)
         self.model_.to(device)
         self._optimizer = self._make_optimizer()
-        return rng
+
+    def _source(self):
+        source = self.init_from
+        if isinstance(source, (str, os.PathLike)):
+            from .models import from_pretrained
+
+            return from_pretrained(source, image_size=self.image_shape_[:2])
+        return getattr(source, "model_", source)
 
     def _make_optimizer(self):
         return AdamW(decay_groups(self.model_, self.weight_decay), lr=self.lr, betas=(0.9, 0.98))
 
-    def _loader(self, X, codes, weight, rng):
+    def _loader(self, X, codes, weight):
         return Loader(
             X,
             codes,
             min(self.batch_size, len(X)),
-            rng=rng,
+            rng=self._rng,
             augment=make_augment(self.augment, self.image_shape_),
             transform=self.normalize_,
             sample_weight=weight,
         )
 
-    def _trainer(self, rng=None):
+    def _trainer(self):
         def loss(logits, y, weight=None):
             return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
 
-        return Trainer(self.model_, getattr(self, "_optimizer", None), loss, workers=self.workers, rng=rng)
+        return Trainer(self.model_, self._optimizer, loss, workers=self.workers, rng=self._rng)
 
     def _targets(self):
         if self.distill_from is None:
@@ -203,15 +223,15 @@ class ViT(ClassifierMixin, BaseEstimator):
             raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
         return soft_targets(self.distill_from._trainer())
 
-    def _hold_out(self, X, codes, weight, rng):
+    def _hold_out(self, X, codes, weight):
         kept, held = train_test_split(
-            np.arange(len(X)), test_size=self.validation_fraction, random_state=int(rng.integers(2**31)), stratify=codes
+            np.arange(len(X)),
+            test_size=self.validation_fraction,
+            random_state=int(self._rng.integers(2**31)),
+            stratify=codes,
         )
         held_out = self.normalize_(X[held]), codes[held]
         return X[kept], codes[kept], None if weight is None else weight[kept], held_out
-
-    def _finish(self):
-        self._optimizer = None  # twice the size of the weights, and only partial_fit could use it
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -226,7 +246,8 @@ class ViT(ClassifierMixin, BaseEstimator):
 
     def predict(self, X):
         """The most probable label for each image (n,)."""
-        return self.classes_[self._logits(X).argmax(axis=1)]
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
 
     def _logits(self, X):
         check_is_fitted(self)
@@ -254,12 +275,12 @@ class ViT(ClassifierMixin, BaseEstimator):
             raise ValueError("fit requires y to be passed, but the target y is None: pass one label per image")
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
-            from sklearn.utils.validation import column_or_1d
-
             y = column_or_1d(y, warn=True)
         X = self._check_images(X, reset=reset)
         if y.ndim != 1 or len(X) != len(y):
             raise ValueError(f"X holds {len(X)} images but y has the shape {y.shape}; they need one label per image")
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise ValueError("y contains NaN or inf; every image needs a label")
         check_classification_targets(y)
         if reset:
             self.classes_ = np.unique(y if classes is None else np.asarray(classes))
@@ -277,83 +298,29 @@ class ViT(ClassifierMixin, BaseEstimator):
         codes = np.searchsorted(self.classes_, y)
         unseen = self.classes_[np.minimum(codes, len(self.classes_) - 1)] != y
         if unseen.any():
-            raise ValueError(f"y holds the label {y[unseen][0]!r}, which is not among the classes: {list(self.classes_)[:20]}")
+            raise ValueError(
+                f"y holds the label {y[unseen][0]!r}, which is not among the classes: {list(self.classes_)[:20]}"
+            )
         return codes
 
     def _check_images(self, X, reset):
         """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
-        ndim = getattr(X, "ndim", None)
-        if ndim is None and not hasattr(X, "shape"):
+        if not hasattr(X, "shape"):
             X = np.asarray(X)
-            ndim = X.ndim
-        if ndim in (3, 4):
-            X = self._check_nd(np.asarray(X), reset)
+        if getattr(X, "ndim", None) in (3, 4):
+            X = check_images(np.asarray(X), None if reset else self.image_shape_)
+            if reset:
+                self.image_shape_ = X.shape[1:]
+                self.n_features_in_ = math.prod(self.image_shape_)
         else:
             X = validate_data(self, X, reset=reset, ensure_all_finite=False)
             if reset:
                 self.image_shape_ = flat_shape(X.shape[1])
             X = X.reshape(len(X), *self.image_shape_)
-        if X.dtype.kind == "f" and not np.isfinite(X).all():
-            bad = int(np.nonzero(~np.isfinite(X).reshape(len(X), -1).all(axis=1))[0][0])
-            raise ValueError(f"X contains NaN or inf pixels (first in image {bad}); remove or replace them")
-        return X
-
-    def _check_nd(self, X, reset):
-        if X.dtype.kind not in "uifb":
-            raise ValueError(f"X must hold numbers, not {X.dtype}")
-        if not len(X):
-            raise ValueError("Found array with 0 sample(s): X holds no image, at least 1 is required")
-        X = X[..., None] if X.ndim == 3 else X
-        shape = X.shape[1:]
-        if reset:
-            if shape[0] in (1, 3) and shape[2] not in (1, 3, 4) and shape[1] > 4:
-                raise ValueError(
-                    f"X has shape {X.shape}, which looks like (N, C, H, W); channels come last here: X.transpose(0, 2, 3, 1)"
-                )
-            self.image_shape_ = shape
-            self.n_features_in_ = math.prod(shape)
-        elif shape != self.image_shape_:
-            hint = ": channels come last, use X.transpose(0, 2, 3, 1)" if (*shape[1:], shape[0]) == self.image_shape_ else ""
-            raise ValueError(f"X holds images of shape {shape}, but the model was fitted on {self.image_shape_}{hint}")
+        check_finite(X)
         return X
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def flat_shape(features):
-    """(H, W, C) for a flat row: a square image of one or three channels where that fits, else a strip (1, F, 1)."""
-    for channels in (1, 3):
-        side = math.isqrt(features // channels)
-        if side >= 4 and side * side * channels == features:
-            return side, side, channels
-    return 1, features, 1
-
-
-def auto_patch(image_shape):
-    """A patch (ph, pw) that divides the image into at most 8 patches a side; strips (H = 1) into single pixels."""
-    height, width = image_shape[:2]
-    return _auto_side(height), _auto_side(width) if height > 1 or width > 64 else 1
-
-
-def _auto_side(side):
-    if side < 4:
-        return 1
-    patch = next(p for p in range(2, side + 1) if side % p == 0 and side // p <= 8)
-    return 1 if side // patch < 3 and side <= 32 else patch  # a prime side would give one patch
-
-
-def start_from(model, source):
-    """Take over every weight of `source` (a fitted ViT, a VisionTransformer, or a path) whose name and shape fit the model."""
-    if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
-        from .models import from_pretrained
-
-        source = from_pretrained(source, image_size=model.config["image_size"])
-    theirs = getattr(source, "model_", source).state_dict()
-    mine = model.state_dict()
-    fitting = {name: a for name, a in theirs.items() if name in mine and mine[name].shape == a.shape}
-    if not any(name.startswith("blocks.") for name in fitting):
-        raise ValueError("init_from: no block of the given model fits; choose the same dim, heads and mlp_ratio")
-    model.load_state_dict({**mine, **{name: backend.to_numpy(a) for name, a in fitting.items()}})

@@ -67,7 +67,7 @@ def _compare(name, i, grad, x, numeric, rtol, atol):
     if not x.size:
         return
     grad = backend.to_numpy(grad)
-    error = abs(grad - numeric)
+    error = backend.host.asarray(abs(grad - numeric))
     error[error != error] = float("inf")
     allowed = atol + rtol * float(abs(numeric).max())
     worst = backend.host.unravel_index(int(error.argmax()), error.shape)

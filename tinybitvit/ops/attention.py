@@ -42,7 +42,7 @@ class ScaledDotProductAttention(Function):
 
 
 class MultiHeadAttention(Function):
-    """Attention of every head at once: qkv (N, T, 3 h d), the rows q, k, v of each token side by side, to y (N, T, h d)
+    """y = softmax(scale q k^T) v of every head at once, from qkv (N, T, 3 h d), q, k, v side by side, to y (N, T, h d)
 
     Head j works on columns j d .. (j+1) d of q, k and v. Splitting and joining the heads only moves elements, so
     dL/dqkv holds dq, dk and dv of every head where q, k and v were.

@@ -1,0 +1,199 @@
+"""The interactive page: one HTML text with its data, style and script inside, which asks the network for nothing."""
+
+import base64
+import html
+import json
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import measures
+from .images import display_images
+from .record import CAVEAT, AttentionRecord
+
+if TYPE_CHECKING:
+    from .compare import AttentionComparison
+
+FOLDER = Path(__file__).parent
+LIMIT = 8e6  # bytes from which a page is slow to open and heavy in a notebook
+# Evenly spaced colours of matplotlib's viridis (sequential) and RdBu_r (diverging); the page interpolates between them.
+COLORS = {
+    "attention": [],
+    "difference": [],
+}
+
+Source = "AttentionRecord | AttentionComparison"
+
+
+def render(
+    source: "AttentionRecord | AttentionComparison",
+    *,
+    layers: Sequence[int] | None = None,
+    max_images: int | None = None,
+    note: str = "",
+) -> str:
+    """The page for a record, or for a comparison with its models side by side.
+
+    Every map is sent with one byte a value and one scale a row, so a value is off by 0.2 % of its row's largest at most.
+    layers: which layers to send (None: all; a rollout still counts the layers below); max_images: send the first so many.
+    A page above 8 MB gives a UserWarning that names its size and these two arguments.
+    """
+    records = _records(source)
+    first = next(iter(records.values()))
+    chosen = list(range(first.depth)) if layers is None else sorted({range(first.depth)[layer] for layer in layers})
+    count = len(first) if max_images is None else min(max_images, len(first))
+    if not chosen or count < 1:
+        raise ValueError("the page needs at least one layer and one image")
+    size = estimate(records, len(chosen), count)
+    if size > LIMIT:
+        warnings.warn(
+            f"the page has about {size / 1e6:.0f} MB and will open slowly: send a part with layers=[{first.depth - 1}] or"
+            " max_images=1",
+            stacklevel=3,
+        )
+    parts = {
+        "title": html.escape(_title(records)),
+        "caveat": html.escape(CAVEAT),
+        "css": _file("page.css"),
+        "js": _file("maps.js") + _file("page.js"),
+        "data": _json(_data(source, chosen, count, note)),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))  # one pass: data is never searched
+
+
+def save(page: str, path: str | PathLike | None) -> str:
+    """Write the page to `path` unless that is None; returns the page."""
+    if path is not None:
+        Path(path).write_text(page, encoding="utf-8")
+    return page
+
+
+def frame(source: "AttentionRecord | AttentionComparison") -> str:
+    """The page in an iframe for a notebook cell; what would make it larger than 8 MB is left out, and the page says so."""
+    records = _records(source)
+    first = next(iter(records.values()))
+    depth, count = first.depth, len(first)
+    while estimate(records, depth, count) > LIMIT and (count > 1 or depth > 1):
+        depth, count = (depth, math.ceil(count / 2)) if count > 1 else (math.ceil(depth / 2), 1)
+    note = ""
+    if (depth, count) != (first.depth, len(first)):
+        whole = estimate(records, first.depth, len(first)) / 1e6
+        note = (
+            f"Only the last {depth} of {first.depth} layers and the first {count} of {len(first)} images are shown here;"
+            f" .to_html(path) writes all of them ({whole:.0f} MB)."
+        )
+    page = render(source, layers=range(first.depth - depth, first.depth), max_images=count, note=note)
+    rows = math.ceil((len(records) + 1) / 3)  # of panels, in a cell about 900 pixels wide
+    overview = 20 * depth * max(1, round(12 / first.heads / 2))
+    height = 420 + rows * (380 + min(overview, 280))
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts" loading="lazy" title="attention maps"'
+        f' style="width: 100%; height: {height}px; border: 0"></iframe>'
+    )
+
+
+def estimate(records: dict[str, AttentionRecord], layers: int, images: int) -> float:
+    """The size in bytes of a page with so many layers and images."""
+    total = 0.0
+    for record in records.values():
+        kinds = record.heads + (1 if record.gradients is None else 2)
+        total += images * layers * kinds * record.layout.tokens * (record.layout.tokens + 4)
+    height, width = record.images.shape[1:3]
+    return (total + images * height * width * 3) * 4 / 3 + 40_000
+
+
+# --- what the page is told ------------------------------------------------------------------------------------------------
+
+
+def _records(source: Any) -> dict[str, AttentionRecord]:
+    return {"": source} if isinstance(source, AttentionRecord) else source.records
+
+
+def _title(records: dict[str, AttentionRecord]) -> str:
+    return "Attention" if len(records) == 1 else f"Attention: {', '.join(records)}"
+
+
+def _data(source: Any, layers: list[int], count: int, note: str) -> dict[str, Any]:
+    records = _records(source)
+    first = next(iter(records.values()))
+    layout, y = first.layout, getattr(source, "y", None)
+    rgb = display_images(first.images[:count])
+    short = ["CLS"] * layout.class_token + [f"R{i}" for i in range(layout.registers)]
+    return {
+        "note": note,
+        "layout": {
+            "grid": layout.grid,
+            "prefix": layout.prefix,
+            "pool": layout.pool,
+            "names": layout.names,
+            "short": short,
+        },
+        "layers": layers,
+        "heads": first.heads,
+        "images": {"count": count, "height": rgb.shape[1], "width": rgb.shape[2], "rgb": _base64(rgb)},
+        "truth": None if y is None else [str(label) for label in y[:count]],
+        "colors": COLORS,
+        "models": [_model(source, name, record, layers, count) for name, record in records.items()],
+    }
+
+
+def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], count: int) -> dict[str, Any]:
+    """Maps, predictions and the layers-by-heads overview of one model; its heads in the order of the reference's."""
+    matches = source.matches[name] if hasattr(source, "matches") else np.tile(np.arange(record.heads), (record.depth, 1))
+    other = hasattr(source, "divergence") and name != source.reference
+    overview = source.divergence[name] if other else record.entropy()[:count].mean(axis=0)
+    heads = np.stack([record.maps[layer][:count, matches[layer]] for layer in layers], axis=1)
+    fused = [measures.fuse_heads(a[:count]) for a in record.maps]
+    result = {
+        "name": name,
+        "heads": _packed(heads),
+        "rollout": _packed(_stacked(measures.rollout(fused), layers)),
+        "gradient": None,
+        "matches": matches[layers].tolist() if other else None,
+        "overview": {
+            "title": f"divergence from {source.reference} (Jensen-Shannon)" if other else "entropy of the attention",
+            "values": np.round(overview[layers], 4).tolist(),
+        },
+        "predictions": None,
+    }
+    if record.gradients is not None:
+        gradients = measures.gradient_rollout([a[:count] for a in record.maps], [g[:count] for g in record.gradients])
+        result["gradient"] = _packed(_stacked(gradients, layers))
+        result["target"] = [str(record.classes[i]) for i in record.target[:count]]
+    if record.logits is not None:
+        likely = record.probabilities[:count].max(axis=1)
+        result["predictions"] = [
+            {"label": str(label), "probability": float(p)} for label, p in zip(record.predictions, likely, strict=False)
+        ]
+    return result
+
+
+def _stacked(maps: list[np.ndarray], layers: list[int]) -> np.ndarray:
+    return np.stack([maps[layer] for layer in layers], axis=1)
+
+
+def _packed(a: np.ndarray) -> dict[str, str]:
+    """Matrices (..., T, T), none negative, as uint8 and one float32 scale a row, both in base64."""
+    scale = np.maximum(a.max(axis=-1, keepdims=True), 1e-12) / 255
+    return {"values": _base64(np.rint(a / scale).astype(np.uint8)), "scale": _base64(scale.astype("<f4"))}
+
+
+def _base64(a: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(a).tobytes()).decode("ascii")
+
+
+def _json(data: Any) -> str:
+    # The text stands inside <script>: without any "<" no class name can end that element.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+@cache
+def _file(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
