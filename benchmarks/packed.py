@@ -44,14 +44,14 @@ def models(dim, bits, activation_bits):
 
 
 def medians(functions, rounds=ROUNDS):
-    """Median seconds of each function, called in turns."""
+    """Median seconds that each function keeps its thread busy, called in turns."""
     times = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             function()
             if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.thread_time() - start)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -72,7 +72,7 @@ def measure(dim, batch, bits=1.58, activation_bits=8, rounds=ROUNDS):
 def main():
     without_blas_settings()
     print("inference, one core, 65 tokens, milliseconds (median of turns); speed = dense / packed")
-    print(f"{'dim':>4} {'batch':>5} {'bits':>5} {'inputs':>6} {'dense':>8} {'fake':>8} {'packed':>8} {'speed':>6} {'goal':>5}")
+    print(" dim batch  bits inputs    dense     fake   packed  speed  goal")
     for dim in (192, 768):
         for batch, goal in ((1, 0.8), (32, 0.9)):
             for bits, activation_bits in ((1.58, 8), (1, 8), (1, 1)):

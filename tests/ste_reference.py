@@ -75,7 +75,8 @@ def nbit(w, bits, granularity="row", scale="absmean", ste="identity"):
         step = 2 * size_of(w, granularity, scale) / top**0.5
     step = step.clamp(min=EPS)
     rounded = step * (w / step).round().clamp(low, top)
-    return rounded, lambda w: step * (w / step).clamp(low, top) if ste == "clipped" else w
+    clips = ste == "clipped" and scale != "absmax"  # the largest weight may lie just beyond top * (largest / top)
+    return rounded, lambda w: step * (w / step).clamp(low, top) if clips else w
 
 
 def absmax(x, bits=8):

@@ -27,7 +27,7 @@ def run(module, x, g):
     return y.data, t.grad, {name: p.grad for name, p in module.named_parameters()}
 
 
-# --- against torch -----------------------------------------------------------------------------------------------------
+# --- against torch ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -94,7 +94,7 @@ def test_clipped_estimator_of_rounded_weights(bits, granularity, rng):
     assert 0 < (module.weight.grad == 0).sum() < 12 * 7
 
 
-# --- the backward, by its formulas -------------------------------------------------------------------------------------
+# --- the backward, by its formulas ------------------------------------------------------------------------------------
 
 
 @GRANULARITIES
@@ -152,7 +152,7 @@ def test_the_gradient_is_that_of_the_surrogate_and_not_the_true_one(bits, rng):
     assert not np.allclose(central_differences(whole, w0), grads["weight"], rtol=0.1)
 
 
-# --- codes and scales --------------------------------------------------------------------------------------------------
+# --- codes and scales -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -170,14 +170,16 @@ def test_codes_are_whole_numbers_in_range(bits, granularity, dtype, rng):
 
 
 @GRANULARITIES
+@pytest.mark.parametrize("scale_by", ["absmean", "absmedian"])
 @pytest.mark.parametrize("bits", LOW_BITS)
-def test_codes_times_scale_is_what_the_forward_multiplies_by(bits, granularity, rng):
-    module = layer(rng, 40, 30, bits=bits, granularity=granularity, activation_bits=None, bias=False, dtype="float32")
+def test_codes_times_scale_is_what_the_forward_multiplies_by(bits, scale_by, granularity, rng):
+    options = {"bits": bits, "granularity": granularity, "scale": scale_by}
+    module = layer(rng, 40, 30, **options, activation_bits=None, bias=False, dtype="float32")
     codes, scale = module.codes()
     assert (module.quantized_weight() == codes * scale).all()
     assert (module(np.eye(40, dtype="float32")).data == (codes * scale).T).all()
     latent = module.weight.data
-    same_codes, same_scale = weight_codes(latent, bits, granularity)
+    same_codes, same_scale = weight_codes(latent, **options)
     assert (same_codes == codes).all() and (same_scale == scale).all()
     assert not np.shares_memory(codes, latent)
 
@@ -254,7 +256,7 @@ def test_integer_arithmetic_gives_the_layers_output(bits, rng):
     assert_close(module(Tensor(x)).data, exact * step * scale.T, "y", 1e-14)
 
 
-# --- edges -------------------------------------------------------------------------------------------------------------
+# --- edges ------------------------------------------------------------------------------------------------------------
 
 
 @GRANULARITIES

@@ -6,9 +6,9 @@ A checker that accepts too much is worse than none, because it is trusted: stude
 import numpy as np
 import pytest
 import torch
+from op_cases import FUNCTIONS, TABLE, of_op
+from ste_reference import freeze
 
-from tests.op_cases import FUNCTIONS, TABLE, of_op
-from tests.ste_reference import freeze
 from tinybitvit import gradcheck, ops, quant
 from tinybitvit.gradcheck import check_op
 from tinybitvit.ops import Context, Function
@@ -195,7 +195,7 @@ def test_inputs_are_left_as_they_were(rng):
 def test_wrt_leaves_out_inputs_without_a_gradient(rng):
     x, target = rng.standard_normal((2, 3)), np.full((2, 3), 1 / 3)
     check_op(ops.OPS["kl_div"], x, target, wrt=[0])
-    with pytest.raises(AssertionError, match="KLDiv.backward returned None for input 1"):
+    with pytest.raises(AssertionError, match=r"KLDiv\.backward returned None for input 1"):
         check_op(ops.OPS["kl_div"], x, target)
 
 
@@ -227,8 +227,8 @@ def test_straight_through_gradient_is_that_of_the_surrogate(case):
 
 @pytest.mark.parametrize("name", quant.OPS)
 def test_the_true_gradient_is_something_else(name):
-    """Why no quantiser is checked by finite differences of itself: with codes that do not move, what is left of the true
-    gradient is that of the scale, which the straight-through estimator takes as a constant. check_op must reject it.
+    """Why no quantiser is checked by finite differences of itself: with codes that do not move, what is left of the
+    true gradient is that of the scale, which the straight-through estimator takes as a constant. check_op rejects it.
     """
     w = np.random.default_rng(3).standard_normal((3, 5))
     params = {"bits": 4} if name == "nbit" else {}

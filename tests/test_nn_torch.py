@@ -20,7 +20,7 @@ def array(rng, shape, dtype="float64"):
     return rng.standard_normal(shape).astype(dtype)
 
 
-# --- layers ------------------------------------------------------------------------------------------------------------
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 @DTYPES
@@ -91,7 +91,7 @@ def test_sequential_is_torchs(rng):
     compare(module, Reference(), array(rng, (6, 5)), rng)
 
 
-# --- attention ---------------------------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------------------
 
 
 def torch_attention(module, dim, heads):
@@ -185,7 +185,7 @@ def test_attention_does_not_overflow(rng):
         assert all(np.isfinite(a).all() for a in found.values())
 
 
-# --- embeddings --------------------------------------------------------------------------------------------------------
+# --- embeddings -------------------------------------------------------------------------------------------------------
 
 
 @DTYPES
@@ -197,7 +197,7 @@ def test_patch_embed_is_a_convolution(image, patch, channels, dtype, rng):
 
 
 def test_patch_embed_weight_as_a_convolution_kernel(rng):
-    """What a reader of a checkpoint needs: (dim, ph pw C) reordered to conv2d's (dim, C, ph, pw), by torch.nn.Conv2d."""
+    """What a reader of a checkpoint needs: (dim, ph pw C) reordered to (dim, C, ph, pw), for torch.nn.Conv2d."""
     module = randomize(nn.PatchEmbed((6, 8), (3, 4), 2, 5), rng)
     conv = torch_nn.Conv2d(2, 5, (3, 4), stride=(3, 4)).double()
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_token_embed(class_token, registers, dtype, rng):
     assert module.tokens == 4 + class_token + registers == module(Tensor(x)).shape[1]
 
 
-# --- blocks and the whole network --------------------------------------------------------------------------------------
+# --- blocks and the whole network -------------------------------------------------------------------------------------
 
 
 @DTYPES

@@ -1,10 +1,14 @@
 """Nothing slips past the table: every op has cases, a public call, and a docstring that begins with its formula."""
 
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from op_cases import FUNCTIONS, TABLE, of_op
 
-from tests.op_cases import FUNCTIONS, TABLE, of_op
 from tinybitvit import functional as F
 from tinybitvit import ops, quant
 from tinybitvit.ops import Function
@@ -108,3 +112,15 @@ def test_docstring_is_the_formula_and_the_derivation(name):
 def test_the_docstring_rule_can_fail(doc, fault):
     found = undocumented(type("Double", (Function,), {"__doc__": doc} if doc else {}))
     assert found is None if fault is None else fault in found
+
+
+@pytest.mark.slow
+def test_a_sample_of_mutants_is_killed():
+    """`python tests/mutate.py` tries all of them."""
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "tests/mutate.py", "--sample", "100"]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 mutants, 0 survived" in done.stdout

@@ -7,9 +7,9 @@ float64, from the same numbers.
 
 import numpy as np
 import pytest
+from op_cases import FUNCTIONS, REFUSED, TABLE, of_op
 
 import tinybitvit as tb
-from tests.op_cases import FUNCTIONS, REFUSED, TABLE
 from tinybitvit import backend
 from tinybitvit.ops import Context
 
@@ -21,6 +21,7 @@ RTOL = {"float64": 1e-10, "float32": 1e-5}
 ATOL = {"float64": 1e-13, "float32": 1e-6}  # of the largest number in the array: sums cancel
 
 each_case = pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id)
+each_op = pytest.mark.parametrize("op", FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -36,7 +37,7 @@ def run_function(case, arrays, g, needs):
     grads = case.function.backward(ctx, g)
     assert isinstance(grads, tuple) and len(grads) == len(arrays)
     for now, before in zip((*arrays, g), kept, strict=True):
-        assert_same(now, before, "changed in place")
+        assert_same(now, before, f"{case.id} changed it in place")
     return y, grads
 
 
@@ -47,7 +48,7 @@ def run_public(case, arrays, g, wanted):
     y = case.public(*tensors, **case.params)
     y.backward(g)
     for now, before in zip((*(t.data for t in tensors), g), kept, strict=True):
-        assert_same(now, before, "changed in place")
+        assert_same(now, before, f"{case.id} changed it in place")
     return y.data, [t.grad for t in tensors]
 
 
@@ -57,6 +58,7 @@ def assert_same(a, b, what):
 
 def assert_close(case, actual, expected, dtype, what):
     """Equal shape, dtype and, to the tolerance of the dtype, numbers."""
+    what = f"{case.id}, {what}"
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, torch has {expected.shape}"
     assert actual.dtype == dtype, f"{what}: {actual.dtype} from inputs of {dtype}"
     loose = case.loose if dtype == "float32" else 1.0
@@ -76,6 +78,10 @@ def on_device(arrays, device):
 @each_dtype
 @each_case
 def test_value_and_gradients(case, dtype, device):
+    check_value_and_gradients(case, dtype, device)
+
+
+def check_value_and_gradients(case, dtype, device):
     value, g, expected = case.oracle(dtype)
     *arrays, g = on_device([*case.arrays(dtype), g], device)
     wanted = case.differentiable()
@@ -93,9 +99,15 @@ def test_value_and_gradients(case, dtype, device):
 
 
 @each_device
-@pytest.mark.parametrize("case", [c for c in TABLE if len(c.differentiable()) > 1], ids=lambda case: case.id)
-def test_one_gradient_at_a_time(case, device):
+@each_op
+def test_one_gradient_at_a_time(op, device):
     """Where only one input asks for a gradient it gets the same one; the others get none, or at least no wrong one."""
+    for case in of_op(op):
+        if len(case.differentiable()) > 1:
+            check_one_gradient_at_a_time(case, device)
+
+
+def check_one_gradient_at_a_time(case, device):
     _, g, expected = case.oracle("float64")
     *arrays, g = on_device([*case.arrays("float64"), g], device)
     for i in case.differentiable():
@@ -105,7 +117,7 @@ def test_one_gradient_at_a_time(case, device):
             if grad is not None:
                 assert_close(case, grad, reference, "float64", f"gradient with only input {i} asking")
         _, grads = run_public(case, arrays, g, {i})
-        assert [j for j, grad in enumerate(grads) if grad is not None] == [i]
+        assert [j for j, grad in enumerate(grads) if grad is not None] == [i], case.id
         assert_close(case, grads[i], expected[i], "float64", f"gradient of input {i} alone")
 
 
@@ -135,9 +147,14 @@ def read_only(a):
 
 
 @each_device
-@each_case
-def test_memory_layout(case, device):
+@each_op
+def test_memory_layout(op, device):
     """How inputs and g lie in memory makes no difference."""
+    for case in of_op(op):
+        check_memory_layout(case, device)
+
+
+def check_memory_layout(case, device):
     value, g, expected = case.oracle("float64")
     made = [*case.arrays("float64"), g]
     wanted = case.differentiable()
@@ -150,15 +167,29 @@ def test_memory_layout(case, device):
 
 
 @each_device
-@each_case
-def test_without_recording(case, device):
+@each_op
+def test_small_blocks(op, device, monkeypatch):
+    """Some ops work through their rows in blocks that fit the cache: with blocks of a row or two, the numbers stay."""
+    monkeypatch.setattr(backend, "BLOCK", 10)
+    for case in of_op(op):
+        check_value_and_gradients(case, "float64", device)
+
+
+@each_device
+@each_op
+def test_without_recording(op, device):
     """The value is the same, to the last bit, where nobody asks for a gradient."""
+    for case in of_op(op):
+        check_without_recording(case, device)
+
+
+def check_without_recording(case, device):
     arrays = on_device(case.arrays("float32"), device)
     tensors = [tb.Tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
     with tb.no_grad():
         quiet = case.public(*tensors, **case.params)
     assert not quiet.requires_grad
-    assert_same(quiet.data, case.public(*tensors, **case.params).data, "value")
+    assert_same(quiet.data, case.public(*tensors, **case.params).data, f"{case.id}: value")
 
 
 @each_device
@@ -168,3 +199,14 @@ def test_bad_input_is_refused(op, arrays, params, words, device):
     ctx = Context(backend.array_module(*arrays), (True,) * len(arrays))
     with pytest.raises(ValueError, match=words):
         FUNCTIONS[op].forward(ctx, *arrays, **params)
+
+
+@each_device
+def test_mean_of_nothing(device):
+    """As NumPy has it: not a number, and a warning; the gradient has no elements."""
+    (x,) = on_device([np.ones((2, 0))], device)
+    x = tb.Tensor(x, requires_grad=True)
+    with pytest.warns(RuntimeWarning):
+        y = x.mean(axis=1)
+    y.backward(np.ones(2))
+    assert np.isnan(backend.to_numpy(y.data)).all() and x.grad.shape == (2, 0)

@@ -21,8 +21,10 @@ PACKAGE = ROOT / "tinybitvit"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"course", "study"},
-    {"estimator", "viz", "io"},
+    {"course", "doctor", "study"},
+    {"report"},
+    {"estimator"},
+    {"viz", "io"},
     {"train"},
     {"distributed"},
     {"models", "optim", "data"},

@@ -1,4 +1,4 @@
-"""Trainer: a step on several threads is the step that torch takes on the whole batch, and it always gives the same bits."""
+"""Trainer: a step on several threads is torch's step on the whole batch, and it always gives the same bits."""
 
 import gc
 import hashlib
@@ -66,7 +66,7 @@ def three_blas_threads():
         yield
 
 
-# --- against torch -----------------------------------------------------------------------------------------------------
+# --- against torch ----------------------------------------------------------------------------------------------------
 
 
 def torch_step(theirs, optimizer, x, y, weight=None, max_norm=None):
@@ -232,7 +232,7 @@ def test_worker_counts_agree_with_each_other(rng):
             assert_close(other[name], w, name, 1e-11)
 
 
-# --- the same bits -----------------------------------------------------------------------------------------------------
+# --- the same bits ----------------------------------------------------------------------------------------------------
 
 
 @WORKERS
@@ -299,7 +299,7 @@ def test_dropout_leaves_the_callers_generator_alone(rng):
     assert after(0) == after(3)
 
 
-# --- BLAS threads ------------------------------------------------------------------------------------------------------
+# --- BLAS threads -----------------------------------------------------------------------------------------------------
 
 
 def test_single_threaded_blas_nests(three_blas_threads):
@@ -376,7 +376,7 @@ def test_every_worker_runs_at_once_also_after_a_smaller_batch(rng):
         trainer.step(*batch(rng, n))
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @WORKERS
@@ -452,7 +452,7 @@ def test_a_trainer_without_an_optimizer_predicts_only(rng):
         trainer.step(x, y)
 
 
-# --- predict -----------------------------------------------------------------------------------------------------------
+# --- predict ----------------------------------------------------------------------------------------------------------
 
 
 @WORKERS
@@ -481,7 +481,7 @@ def test_predict_records_no_graph_and_touches_no_gradient(rng):
     assert model(batch(rng)[0]).requires_grad  # the caller's own recording is on again
 
 
-# --- threads and memory ------------------------------------------------------------------------------------------------
+# --- threads and memory -----------------------------------------------------------------------------------------------
 
 
 def worker_threads():
@@ -526,7 +526,7 @@ def test_two_trainers_at_once_give_what_each_gives_alone(workers, three_blas_thr
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_memory_does_not_grow_with_the_steps(workers, rng):
-    """Without the garbage collector: a step leaves nothing behind, not even in a cycle."""
+    """A step leaves nothing behind, not even in a cycle that waits for the garbage collector."""
     model = network(bits=1.58, dropout=0.1)
     trainer = Trainer(model, AdamW(model.parameters(), lr=1e-3), workers=workers, max_norm=1.0, rng=1)
     x, y = batch(rng, 4)
@@ -536,13 +536,16 @@ def test_memory_does_not_grow_with_the_steps(workers, rng):
     try:
         for _ in range(20):
             trainer.step(x, y)
+        gc.collect()
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(300):
             trainer.step(x, y)
+        unreachable = gc.collect()  # also empties CPython's own stores of tuples and floats, which count as memory
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
         gc.enable()
+    assert unreachable == 0, "objects in reference cycles"
     assert grown < 20_000, f"{grown} bytes after 300 steps"
 
 

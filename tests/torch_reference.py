@@ -1,7 +1,7 @@
 """The networks of TinyBitViT as plain PyTorch modules, written from the formulas, and `compare`, which runs both.
 
 Every module here has the parameter names of its counterpart, so that weights and gradients are copied and compared by
-name. Straight-through estimators are written the usual way, `w + (q(w) - w).detach()`: autograd never sees the rounding.
+name. Straight-through estimators are written the usual way, `w + (q(w) - w).detach()`: autograd sees no rounding.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5}  # of the largest element of an array
 
-# --- copying and comparing ---------------------------------------------------------------------------------------------
+# --- copying and comparing --------------------------------------------------------------------------------------------
 
 
 def randomize(module, rng, dtype="float64"):
@@ -26,14 +26,14 @@ def randomize(module, rng, dtype="float64"):
 
 
 def copy_weights(module, reference):
-    """Put the weights of a TinyBitViT module into the torch module with the same parameter names; returns the latter."""
+    """Put the weights of a TinyBitViT module into the torch module with the same names; returns the latter."""
     state = {name: torch.tensor(p.data) for name, p in module.named_parameters()}
     reference.to(next(iter(state.values())).dtype).load_state_dict(state)
     return reference
 
 
 def assert_close(actual, expected, what="", tolerance=None):
-    """Same shape and dtype, and no element further off than `tolerance` of the largest (or of 0.01, where all cancel)."""
+    """Same shape and dtype, no element further off than `tolerance` of the largest (or of 0.01, where all cancel)."""
     expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, torch has {expected.shape}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, torch has {expected.dtype}"
@@ -70,7 +70,7 @@ def compare(module, reference, x, rng, tolerance=None):
     assert not gradients, f"parameters that only torch has: {list(gradients)}"
 
 
-# --- quantisers --------------------------------------------------------------------------------------------------------
+# --- quantisers -------------------------------------------------------------------------------------------------------
 
 
 def sign(x):
@@ -196,7 +196,7 @@ class BitLinear(nn.Linear):
         return (parts[0] + parts[1]) / 2
 
 
-# --- the Vision Transformer --------------------------------------------------------------------------------------------
+# --- the Vision Transformer -------------------------------------------------------------------------------------------
 
 
 class LayerScale(nn.Module):

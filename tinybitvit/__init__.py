@@ -3,8 +3,8 @@
     import tinybitvit as tb
     model = tb.ViT(bits=1.58).fit(X, y)
 
-To read the library, start at the bottom: backend, ops (the calculus), autograd and tensor (the engine), functional, nn, quant
-(the low-bit part), models, optim, data, train, estimator (tb.ViT). Nothing is imported before it is used.
+To read the library, start at the bottom: backend, ops (the calculus), autograd and tensor (the engine), functional, nn,
+quant (the low-bit part), models, optim, data, train, estimator (tb.ViT). Nothing is imported before it is used.
 """
 
 import lazy_loader

@@ -16,3 +16,5 @@ from .autograd import no_grad as no_grad
 from .backend import manual_seed as manual_seed
 from .estimator import ViT as ViT
 from .tensor import Tensor as Tensor
+
+__version__: str

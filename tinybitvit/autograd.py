@@ -98,7 +98,9 @@ def backpropagate(root, g, wanted=None):
         grad = arrived.pop(source)
         is_node = isinstance(source, Node)
         if (not is_node) if wanted is None else (source in wanted):
-            result[source] = backend.as_array(grad if source in owned else grad.copy())  # NumPy has scalars for 0-d results
+            result[source] = backend.as_array(
+                grad if source in owned else grad.copy()
+            )  # NumPy has scalars for 0-d results
         if not is_node:
             continue
         like, inputs = source.like, source.inputs
@@ -108,7 +110,9 @@ def backpropagate(root, g, wanted=None):
             if below is None:
                 continue
             # g itself, a view, a saved array or one given twice may be in other hands; any other was made for us alone.
-            fresh = part.base is None and not any(part is a for a in (grad, *held)) and sum(part is p for p in parts) == 1
+            fresh = (
+                part.base is None and not any(part is a for a in (grad, *held)) and sum(part is p for p in parts) == 1
+            )
             if part.dtype != dtype:
                 part, fresh = part.astype(dtype), True
             if below not in arrived:
@@ -130,7 +134,9 @@ def output_gradient(output, g):
     """g as an array of the output's shape and dtype; for a single number it may be left out and is 1."""
     data = output.data
     if not output.requires_grad:
-        raise RuntimeError("this Tensor does not depend on any Tensor with requires_grad=True: there is nothing to differentiate")
+        raise RuntimeError(
+            "this Tensor does not depend on any Tensor with requires_grad=True: there is nothing to differentiate"
+        )
     if g is None:
         if data.size != 1:
             raise RuntimeError(
@@ -140,7 +146,9 @@ def output_gradient(output, g):
         return backend.array_module(data).ones_like(data)
     g = g.data if hasattr(g, "requires_grad") else backend.as_array(g, like=data)
     if g.shape != data.shape:
-        raise ValueError(f"the gradient passed to backward has shape {g.shape}, the Tensor {data.shape}; they must be equal")
+        raise ValueError(
+            f"the gradient passed to backward has shape {g.shape}, the Tensor {data.shape}; they must be equal"
+        )
     return g.astype(data.dtype, copy=False)
 
 
@@ -155,4 +163,7 @@ def grad(output, inputs, g=None):
     if any(source is None for source in sources):
         raise ValueError("grad: every input must have requires_grad=True")
     found = backpropagate(output.source, output_gradient(output, g), wanted=set(sources))
-    return [found[s] if s in found else backend.array_module(t.data).zeros_like(t.data) for s, t in zip(sources, inputs, strict=True)]
+    return [
+        found[s] if s in found else backend.array_module(t.data).zeros_like(t.data)
+        for s, t in zip(sources, inputs, strict=True)
+    ]

@@ -34,7 +34,9 @@ def array_module(*arrays):
     if not any(on_gpu):
         return np
     if not all(on_gpu):
-        raise TypeError("an operation got arrays on the CPU and on the GPU; move one of them with .to('cpu') or .to('cuda')")
+        raise TypeError(
+            "an operation got arrays on the CPU and on the GPU; move one of them with .to('cpu') or .to('cuda')"
+        )
     return sys.modules["cupy"]
 
 
@@ -45,7 +47,7 @@ def device_of(array):
 
 @cache
 def cuda_problem():
-    """None where a CUDA device works, else one sentence that names the cause (found by running one kernel and one matmul)."""
+    """None where a CUDA device works (one kernel and one matmul are run), else one sentence that names the cause."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: {CUPY_INSTALL}"
     import cupy
@@ -106,6 +108,19 @@ def as_array(value, dtype=None, like=None):
     if dtype is None and array.dtype == "float64" and not isinstance(value, np.generic):
         array = array.astype("float32")  # Python floats have no width of their own: float32 is the default here
     return array
+
+
+BLOCK = 32768  # elements: 128 kB of float32, so that a handful of temporaries stay in a core's second-level cache
+
+
+def row_blocks(shape):
+    """Slices that cut the rows of a (rows, columns) array into blocks of about BLOCK elements.
+
+    A chain of elementwise operations on a block runs in the cache, where on a whole array each would go through memory.
+    """
+    rows, columns = shape
+    step = max(1, BLOCK // max(columns, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def erf(x):

@@ -28,8 +28,8 @@ from .train import Trainer, run, soft_targets
 class ViT(ClassifierMixin, BaseEstimator):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
-    X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square images
-    (one or three channels) where F allows it, else strips of one-pixel patches. y: any labels.
+    X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
+    images (one or three channels) where F allows it, else strips of one-pixel patches. y: any labels.
 
     Parameters
     ----------
@@ -38,22 +38,25 @@ class ViT(ClassifierMixin, BaseEstimator):
     patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
     dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
     pool : 'mean' of the patch tokens, or 'cls' for a class token.
-    epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction `warmup` of
-        all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all classes.
-    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function (X, rng) -> X.
+    epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction
+        `warmup` of all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all
+        classes.
+    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function (X, rng)
+    -> X.
     distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes).
-    init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from: every
-        weight whose name and shape fit is taken over.
-    early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction` of X
-        kept aside, and go back to the best weights.
-    device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for bit.
+    init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
+        every weight whose name and shape fit is taken over.
+    early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
+        of X kept aside, and go back to the best weights.
+    device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for
+    bit.
     verbose : 1 prints a line per epoch, 0 nothing.
 
     Attributes
     ----------
-    classes_ (labels in the order of the outputs), model_ (the `VisionTransformer`), history_ (dict of lists: loss, accuracy,
-    val_loss, val_accuracy, lr, seconds; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times channels),
-    image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
+    classes_ (labels in the order of the outputs), model_ (the `VisionTransformer`), history_ (dict of lists: loss,
+    accuracy, val_loss, val_accuracy, lr, seconds; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times
+    channels), image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
     """
 
     def __init__(
@@ -289,8 +292,6 @@ class ViT(ClassifierMixin, BaseEstimator):
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float32)
         if weight is not None and (weight < 0).any():
             raise ValueError("sample_weight must not be negative")
-        if weight is not None and not weight.any():
-            raise ValueError("sample_weight is zero for every image; at least one must count")
         return X, self._encode(y), weight
 
     def _encode(self, y):
@@ -299,7 +300,8 @@ class ViT(ClassifierMixin, BaseEstimator):
         unseen = self.classes_[np.minimum(codes, len(self.classes_) - 1)] != y
         if unseen.any():
             raise ValueError(
-                f"y holds the label {y[unseen][0]!r}, which is not among the classes: {list(self.classes_)[:20]}"
+                f"y holds the label {y[unseen].tolist()[0]!r}, which is not among the classes:"
+                f" {self.classes_.tolist()[:20]}"
             )
         return codes
 

@@ -5,11 +5,10 @@ Array operations have NumPy's names and `axis`; network operations have the mean
 """
 
 from . import backend
-from .autograd import is_recording
 from .ops import OPS
 from .tensor import Tensor, apply
 
-# --- elementwise, broadcasting ------------------------------------------------------------------------------------------
+# --- elementwise, broadcasting ----------------------------------------------------------------------------------------
 
 
 def add(a, b):
@@ -97,7 +96,7 @@ def clip(x, low=None, high=None):
     return apply(OPS["clip"], x, low=low, high=high)
 
 
-# --- reductions; axis: None (all), int or tuple -------------------------------------------------------------------------
+# --- reductions; axis: None (all), int or tuple -----------------------------------------------------------------------
 
 
 def sum(x, axis=None, keepdims=False):
@@ -120,7 +119,7 @@ def var(x, axis=None, ddof=0, keepdims=False):
     return apply(OPS["var"], x, axis=axis, ddof=ddof, keepdims=keepdims)
 
 
-# --- shape --------------------------------------------------------------------------------------------------------------
+# --- shape ------------------------------------------------------------------------------------------------------------
 
 
 def reshape(x, shape):
@@ -156,7 +155,7 @@ def pad(x, pad_width, value=0.0):
     return apply(OPS["pad"], x, pad_width=pad_width, value=value)
 
 
-# --- networks -----------------------------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def matmul(a, b):
@@ -207,7 +206,7 @@ def dropout(x, p=0.5, training=True, rng=None):
 
 
 def scaled_dot_product_attention(q, k, v, scale=None):
-    """softmax(scale q k^T) v: q (..., T, d), k (..., S, d), v (..., S, e) -> (..., T, e); scale: 1 / sqrt(d) if None."""
+    """softmax(scale q k^T) v: q (..., T, d), k (..., S, d), v (..., S, e) -> (..., T, e); scale None: 1 / sqrt(d)."""
     return apply(OPS["scaled_dot_product_attention"], q, k, v, scale=scale)
 
 
@@ -219,8 +218,8 @@ def multi_head_attention(qkv, heads, scale=None):
 def cross_entropy(logits, target, weight=None, label_smoothing=0.0):
     """Mean cross-entropy of logits (N, C) with class numbers (N,) or probabilities (N, C).
 
-    weight: (N,) weights of the rows, the mean is weighted by them (PyTorch's `weight` is one per class). Raises ValueError
-    for class numbers outside 0..C-1.
+    weight: (N,) weights of the rows, the mean is weighted by them (PyTorch's `weight` is one per class). Raises
+    ValueError for class numbers outside 0..C-1.
     """
     return apply(OPS["cross_entropy"], logits, target, weight, label_smoothing=label_smoothing)
 
@@ -248,7 +247,7 @@ def unpatchify(x, patch_size, image_size):
     return apply(OPS["unpatchify"], x, patch_size=as_pair(patch_size), image_size=as_pair(image_size))
 
 
-# --- helpers ------------------------------------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def as_tensor(x):
@@ -262,7 +261,7 @@ def as_pair(size):
 
 
 def __getattr__(name):
-    # The quantisers stand one layer up, in tinybitvit.quant; this makes tb.functional the one place for every public call.
+    # The quantisers stand one layer up, in tinybitvit.quant; this makes tb.functional the place for every public call.
     from . import quant
 
     if name in quant.OPS:

@@ -33,11 +33,11 @@ def numeric_gradient(function, arrays, params, index, g, h=1e-5):
 def check_op(function, *arrays, wrt=None, rtol=1e-4, atol=1e-6, seed=0, name=None, **params):
     """Check a Function's backward against finite differences; returns None or raises AssertionError.
 
-    function: a class with `forward(ctx, *arrays, **params)` and `backward(ctx, g)`. arrays: its inputs (floating point ones
-    are taken in float64). wrt: positions of the inputs to check (None: all floating point inputs; give it where an input
-    has no gradient by design). An element passes if |backward - numeric| <= atol + rtol * the largest |numeric| of that input.
-    The error names the function, the input and the worst element, with both values. Where the function has a kink (relu at
-    0) finite differences are meaningless: keep inputs 1e-4 away from it.
+    function: a class with `forward(ctx, *arrays, **params)` and `backward(ctx, g)`. arrays: its inputs (floating point
+    ones are taken in float64). wrt: positions of the inputs to check (None: all floating point inputs; give it where an
+    input has no gradient by design). An element passes if |backward - numeric| <= atol + rtol * the largest |numeric|
+    of that input. The error names the function, the input and the worst element, with both values. Where the function
+    has a kink (relu at 0) finite differences are meaningless: keep inputs 1e-4 away from it.
     """
     name = name or function.__name__
     arrays = [backend.as_array(a) for a in arrays]
@@ -48,13 +48,18 @@ def check_op(function, *arrays, wrt=None, rtol=1e-4, atol=1e-6, seed=0, name=Non
     g = backend.as_array(backend.make_rng(seed).standard_normal(y.shape), dtype="float64", like=y)
     g_before = g.copy()
     grads = function.backward(ctx, g)
-    assert isinstance(grads, tuple), f"{name}.backward must return a tuple, not {type(grads).__name__}; write `return (dx,)`"
+    assert isinstance(grads, tuple), (
+        f"{name}.backward must return a tuple, not {type(grads).__name__}; write `return (dx,)`"
+    )
     assert len(grads) == len(arrays), (
-        f"{name}.backward returned {len(grads)} gradients for {len(arrays)} array inputs; return one for each (None where there is none)"
+        f"{name}.backward returned {len(grads)} gradients for {len(arrays)} array inputs;"
+        " return one for each (None where there is none)"
     )
     assert bool((g == g_before).all()), f"{name}.backward changed g in place; compute a new array instead"
     for i, (a, kept) in enumerate(zip(arrays, before, strict=True)):
-        assert bool(((a == kept) | (kept != kept)).all()), f"{name} changed its input {i} in place; compute a new array instead"
+        assert bool(((a == kept) | (kept != kept)).all()), (
+            f"{name} changed its input {i} in place; compute a new array instead"
+        )
     for i in range(len(arrays)) if wrt is None else wrt:
         if arrays[i].dtype.kind == "f":
             _compare(name, i, grads[i], arrays[i], numeric_gradient(function, arrays, params, i, g), rtol, atol)

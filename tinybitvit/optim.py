@@ -1,8 +1,8 @@
 """Optimisers, learning-rate schedule, gradient clipping.
 
-An optimiser keeps the parameters of a group in one flat buffer (each Parameter's `data` becomes a view into it), so that
-an update is a handful of vector operations instead of a handful per parameter. Long buffers are updated in stretches
-that stay in the cache.
+An optimiser keeps the parameters of a group in one flat buffer (each Parameter's `data` becomes a view into it), so
+that an update is a handful of vector operations instead of a handful per parameter. Long buffers are updated in
+stretches that stay in the cache.
 """
 
 import math
@@ -42,7 +42,7 @@ class FlatBuffer:
                 p.data = view
 
     def gather(self):
-        """Bring all gradients into the buffer; returns the spans to update, without the parameters that have no gradient."""
+        """Bring all gradients into the buffer; returns the spans to update: those of parameters with a gradient."""
         self.attach()
         spans = []
         for p, view, span in zip(self.params, self.grad_views, self.spans, strict=True):
@@ -94,7 +94,9 @@ class Optimizer:
         self.steps += 1
         for group, buffer in zip(self.param_groups, self.buffers, strict=True):
             if buffer.params[0].device != backend.device_of(buffer.data):
-                raise RuntimeError("the model moved to another device after the optimiser was made; make the optimiser after .to()")
+                raise RuntimeError(
+                    "the model moved to another device after the optimiser was made; make the optimiser after .to()"
+                )
             xp = backend.array_module(buffer.data)
             for stretch in buffer.chunks(buffer.gather()):
                 self.update(xp, group, *stretch)
@@ -104,7 +106,7 @@ class Optimizer:
         raise NotImplementedError
 
     def gradient_views(self):
-        """Parameter -> the stretch of the flat buffer for its gradient: written there, it need not be copied by `step`."""
+        """Parameter -> its stretch of the flat gradient buffer: what is written there, `step` need not copy."""
         return {p: v for b in self.buffers for p, v in zip(b.params, b.grad_views, strict=True)}
 
     def state_dict(self):
@@ -140,7 +142,8 @@ class SGD(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay; Kingma & Ba 2015 (arXiv 1412.6980), Loshchilov & Hutter 2019 (arXiv 1711.05101).
+    """Adam with decoupled weight decay; Kingma & Ba 2015 (arXiv 1412.6980), Loshchilov & Hutter 2019 (arXiv
+    1711.05101).
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
     p = p (1 - lr weight_decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
@@ -178,7 +181,9 @@ class WarmupCosine:
 
     def __init__(self, optimizer, total, warmup=0, final=0.0):
         if total < 1 or not 0 <= warmup <= total:
-            raise ValueError(f"the schedule needs total >= 1 and 0 <= warmup <= total, not total={total}, warmup={warmup}")
+            raise ValueError(
+                f"the schedule needs total >= 1 and 0 <= warmup <= total, not total={total}, warmup={warmup}"
+            )
         self.optimizer, self.total, self.warmup, self.final = optimizer, total, warmup, final
         self.peak = [g["lr"] for g in optimizer.param_groups]
         self.last = -1

@@ -14,7 +14,9 @@ def apply(function, *inputs, **params):
     arrays = [i.data if isinstance(i, Tensor) else _constant(i, inputs) for i in inputs if i is not None]
     for name, value in params.items():
         if isinstance(value, backend.host.generic):
-            params[name] = value.item()  # NumPy would let its own scalars, unlike Python's, change the dtype of the result
+            params[name] = (
+                value.item()
+            )  # NumPy would let its own scalars, unlike Python's, change the dtype of the result
     xp = backend.array_module(*arrays)
     sources = [i.source if isinstance(i, Tensor) else None for i in inputs if i is not None]
     if not autograd.is_recording() or all(s is None for s in sources):
@@ -27,13 +29,15 @@ def apply(function, *inputs, **params):
 
 def _constant(value, beside):
     """An input that is no Tensor as an array; a number in the dtype of the inputs beside it, where that can hold it."""
-    arrays = [i.data if isinstance(i, Tensor) else i for i in beside if hasattr(i, "dtype") and not isinstance(i, float)]
+    arrays = [
+        i.data if isinstance(i, Tensor) else i for i in beside if hasattr(i, "dtype") and not isinstance(i, float)
+    ]
     like = next((a for a in arrays if a.dtype.kind == "f"), arrays[0] if arrays else None)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and like is not None:
-        # an int keeps to an integer array, but a fraction must not be cut off by one, nor any number by a mask
-        if like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int)):
-            return backend.as_array(value, dtype=like.dtype, like=like)
-    return backend.as_array(value, like=like)
+    if like is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return backend.as_array(value, like=like)
+    # an int keeps to an integer array, but a fraction must not be cut off by one, nor any number by a mask
+    fits = like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int))
+    return backend.as_array(value, dtype=like.dtype if fits else None, like=like)
 
 
 def _as_array(xp, y):
@@ -46,8 +50,8 @@ class Tensor:
     data: nested lists, numbers (float32) or an array (dtype kept). requires_grad: whether to compute dL/d(this).
     device: 'cpu', 'cuda' or 'auto' (None: where the array is). dtype: convert to it.
 
-    `data` is the NumPy or CuPy array, `grad` the accumulated gradient (an array, or None), filled by `backward` for leaves
-    only: Tensors that were created, not computed.
+    `data` is the NumPy or CuPy array, `grad` the accumulated gradient (an array, or None), filled by `backward` for
+    leaves only: Tensors that were created, not computed.
     """
 
     __slots__ = ("__weakref__", "_requires_grad", "data", "grad", "node")
@@ -78,9 +82,14 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value):
         if self.node is not None:
-            raise RuntimeError("requires_grad can be set on leaves only; use .detach() to cut a computed Tensor off its graph")
+            raise RuntimeError(
+                "requires_grad can be set on leaves only; use .detach() to cut a computed Tensor off its graph"
+            )
         if value and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating point Tensors can have a gradient, not {self.data.dtype}; convert it with dtype='float32'")
+            raise TypeError(
+                f"only floating point Tensors can have a gradient, not {self.data.dtype};"
+                " convert it with dtype='float32'"
+            )
         self._requires_grad = bool(value)
 
     @property
@@ -236,7 +245,9 @@ class Tensor:
         return apply(OPS["var"], self, axis=axis, ddof=ddof, keepdims=keepdims)
 
     def reshape(self, *shape):
-        return apply(OPS["reshape"], self, shape=shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
+        return apply(
+            OPS["reshape"], self, shape=shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        )
 
     def transpose(self, *axes):
         axes = axes[0] if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
@@ -257,7 +268,9 @@ class Tensor:
 
 def _number(value):
     if not isinstance(value, (int, float)):
-        raise TypeError("the exponent of a power must be a Python number; use exp(p * log(x)) for a Tensor of exponents")
+        raise TypeError(
+            "the exponent of a power must be a Python number; use exp(p * log(x)) for a Tensor of exponents"
+        )
     return value if isinstance(value, int) else float(value)  # a numpy.float64 would widen float32
 
 

@@ -7,8 +7,8 @@ from ..nn import Module
 def start_from(model: Module, source: Module) -> int:
     """Copy every weight of `source` whose name and shape fit into `model`; returns how many fitted.
 
-    A network of another bit width fits as it is: the latent weights of a low-bit layer are floats too. ValueError where not
-    even the weights of a block fit.
+    A network of another bit width fits as it is: the latent weights of a low-bit layer are floats too. ValueError where
+    not even the weights of a block fit.
     """
     theirs, mine = source.state_dict(), model.state_dict()
     fitting = {name: backend.to_numpy(a) for name, a in theirs.items() if name in mine and mine[name].shape == a.shape}

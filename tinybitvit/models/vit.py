@@ -26,8 +26,8 @@ class MLP(Module):
 class Block(Module):
     """x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))): pre-norm, (N, T, dim) -> (N, T, dim).
 
-    `linear(in, out)` builds qkv and fc1, `out(in, out)` builds proj and fc2, which for low bits have a norm of their own in
-    front (SubLN).
+    `linear(in, out)` builds qkv and fc1, `out(in, out)` builds proj and fc2, which for low bits have a norm of their
+    own in front (SubLN).
     """
 
     def __init__(self, dim, heads, hidden, linear, out, layer_scale=None, dropout=0.0, eps=1e-6, gelu="tanh"):
@@ -51,12 +51,12 @@ class VisionTransformer(Module):
     """Images (N, H, W, C), floats, channels last -> logits (N, num_classes).
 
     image_size, patch_size: int or (height, width). num_classes=0 leaves out the head: the output is the pooled features
-    (N, dim). bits, activation_bits, granularity, scale, ste: see `quant.BitLinear`; qkv, proj, fc1 and fc2 of every block are
-    low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool: 'mean' over the patch
-    tokens or 'cls'. sub_norm: an extra norm before proj and fc2 (None: where bits < 32). layer_scale: initial factor of a
-    learnt scale per channel on each branch (None: no such layer). registers: extra tokens that no image patch owns.
-    layout: build `PackedLinear`s of this layout, for inference only, to be filled by `load_state_dict` (see `pack`).
-    rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
+    (N, dim). bits, activation_bits, granularity, scale, ste: see `quant.BitLinear`; qkv, proj, fc1 and fc2 of every
+    block are low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool: 'mean'
+    over the patch tokens or 'cls'. sub_norm: an extra norm before proj and fc2 (None: where bits < 32). layer_scale:
+    initial factor of a learnt scale per channel on each branch (None: no such layer). registers: extra tokens that no
+    image patch owns. layout: build `PackedLinear`s of this layout, for inference only, to be filled by
+    `load_state_dict` (see `pack`). rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
     """
 
     def __init__(
@@ -135,7 +135,9 @@ class VisionTransformer(Module):
         bits = self.config["bits"]
         if bits == 32 or self.config["layout"]:
             state = "has no low-bit layers (bits=32)" if bits == 32 else "is packed already"
-            raise ValueError(f"this model {state}: pack() needs a trained model with bits below 32 and its latent weights")
+            raise ValueError(
+                f"this model {state}: pack() needs a trained model with bits below 32 and its latent weights"
+            )
         layers = [m for m in self.modules() if isinstance(m, BitLinear)]
         packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
         packed.config["layout"] = layout or choose_layout(bits)

@@ -1,4 +1,4 @@
-"""The layers that a Transformer is made of. Each draws its weights from `rng` (None: this thread's, `tb.manual_seed`)."""
+"""The layers that a Transformer is made of. Weights are drawn from `rng` (None: this thread's, `tb.manual_seed`)."""
 
 from .. import backend
 from .. import functional as F

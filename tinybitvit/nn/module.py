@@ -14,8 +14,8 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A part of a network. Subclasses assign Parameters, Modules (also lists of them) and buffers in `__init__`, calling
-    `super().__init__()` first, and define `forward`; calling the module runs it and then its hooks.
+    """A part of a network. Subclasses assign Parameters, Modules (also lists of them) and buffers in `__init__`,
+    calling `super().__init__()` first, and define `forward`; calling the module runs it and then its hooks.
     """
 
     def __init__(self):
@@ -92,7 +92,7 @@ class Module:
         return {**{n: p.data for n, p in self.named_parameters()}, **dict(self.named_buffers())}
 
     def load_state_dict(self, state):
-        """Copy arrays into this module. Every name, shape and dtype is checked before anything is changed (ValueError)."""
+        """Copy arrays into this module. Every name, shape and dtype is checked first; ValueError changes nothing."""
         mine = self.state_dict()
         problems = [f"{n} is missing" for n in mine.keys() - state.keys()]
         problems += [f"{n} is unknown here" for n in state.keys() - mine.keys()]

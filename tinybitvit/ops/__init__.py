@@ -3,7 +3,7 @@
 `OPS` is the table of all of them by their public name; tests, documentation and `tinybitvit doctor` iterate over it.
 """
 
-from . import attention, elementwise, loss, matmul, norm, patch, reduce, shape
+from . import activation, attention, elementwise, loss, matmul, norm, patch, reduce, shape
 from .base import Context, Function
 
 OPS = {
@@ -16,10 +16,10 @@ OPS = {
     "exp": elementwise.Exp,
     "log": elementwise.Log,
     "sqrt": elementwise.Sqrt,
-    "tanh": elementwise.Tanh,
-    "sigmoid": elementwise.Sigmoid,
-    "relu": elementwise.Relu,
-    "gelu": elementwise.Gelu,
+    "tanh": activation.Tanh,
+    "sigmoid": activation.Sigmoid,
+    "relu": activation.Relu,
+    "gelu": activation.Gelu,
     "where": elementwise.Where,
     "abs": elementwise.Abs,
     "maximum": elementwise.Maximum,

@@ -1,5 +1,6 @@
 """Scaled dot-product attention, Vaswani et al. 2017 (arXiv 1706.03762), equation 1."""
 
+from .. import backend
 from .base import Function
 from .matmul import transpose_last
 from .norm import softmax_array
@@ -50,24 +51,37 @@ class MultiHeadAttention(Function):
 
     @staticmethod
     def forward(ctx, qkv, *, heads, scale=None):
-        n, t, width = qkv.shape
+        xp, (n, t, width) = ctx.xp, qkv.shape
         if width % (3 * heads):
             raise ValueError(f"qkv has {width} columns, which {heads} heads of q, k and v do not divide")
         d = width // (3 * heads)
         ctx.scale = d**-0.5 if scale is None else scale
-        # (3, N, h, T, d): one contiguous copy, so that every matmul below runs on dense blocks
-        split = ctx.xp.ascontiguousarray(qkv.reshape(n, t, 3, heads, d).transpose(2, 0, 3, 1, 4))
-        y, p = attend(ctx.xp, split[0], split[1], split[2], ctx.scale)
-        ctx.save(split, p)
-        return y.transpose(0, 2, 1, 3).reshape(n, t, heads * d)
+        y = xp.empty((n, t, heads, d), dtype=qkv.dtype)
+        p = xp.empty((n, heads, t, t), dtype=qkv.dtype)
+        # A few images at a time, so that their scores stay in the cache
+        for block in backend.row_blocks((n, heads * t * t)):
+            q, k, v = split_heads(xp, qkv[block], heads)
+            out, p[block] = attend(xp, q, k, v, ctx.scale)
+            y[block] = out.transpose(0, 2, 1, 3)
+        ctx.save(qkv, p)
+        return y.reshape(n, t, heads * d)
 
     @staticmethod
     def backward(ctx, g):
-        split, p = ctx.saved
-        _, n, heads, t, d = split.shape
-        g = ctx.xp.ascontiguousarray(g.reshape(n, t, heads, d).transpose(0, 2, 1, 3))
-        dq, dk, dv = attend_backward(ctx.xp, g, split[0], split[1], split[2], p, ctx.scale)
-        dqkv = ctx.xp.empty((n, t, 3, heads, d), dtype=g.dtype)
-        for i, part in enumerate((dq, dk, dv)):
-            dqkv[:, :, i] = part.transpose(0, 2, 1, 3)
-        return (dqkv.reshape(n, t, 3 * heads * d),)
+        xp, (qkv, p) = ctx.xp, ctx.saved
+        n, heads, t, _ = p.shape
+        d = g.shape[-1] // heads
+        g = g.reshape(n, t, heads, d)
+        dqkv = xp.empty((n, t, 3, heads, d), dtype=g.dtype)
+        for block in backend.row_blocks((n, heads * t * t)):
+            q, k, v = split_heads(xp, qkv[block], heads)
+            gb = xp.ascontiguousarray(g[block].transpose(0, 2, 1, 3))
+            for i, part in enumerate(attend_backward(xp, gb, q, k, v, p[block], ctx.scale)):
+                dqkv[block, :, i] = part.transpose(0, 2, 1, 3)
+        return (dqkv.reshape(qkv.shape),)
+
+
+def split_heads(xp, qkv, heads):
+    """q, k, v (N, h, T, d) from their rows side by side (N, T, 3 h d): one dense copy, as BLAS likes it."""
+    n, t, width = qkv.shape
+    return xp.ascontiguousarray(qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4))

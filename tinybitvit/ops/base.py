@@ -54,7 +54,7 @@ def unbroadcast(g, shape):
 
 
 def normalize_axis(axis, ndim):
-    """An axis (None, int or tuple, negative allowed) as a sorted tuple of non-negative ints; ValueError where out of range."""
+    """An axis (None, int or tuple, negative allowed) as a sorted tuple of ints from 0; ValueError if out of range."""
     if axis is None:
         return tuple(range(ndim))
     axes = (axis,) if isinstance(axis, int) else tuple(axis)

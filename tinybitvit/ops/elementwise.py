@@ -1,11 +1,6 @@
 """Functions that act on each element alone. Inputs broadcast against one another as in NumPy."""
 
-import math
-
-from .. import backend
 from .base import Function, unbroadcast
-
-SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
 class Add(Function):
@@ -163,114 +158,6 @@ class Sqrt(Function):
     def backward(ctx, g):
         (y,) = ctx.saved
         return (g / (2 * y),)
-
-
-class Tanh(Function):
-    """y = tanh x
-
-    dy/dx = 1 - y^2.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        y = ctx.xp.tanh(x)
-        ctx.save(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, g):
-        (y,) = ctx.saved
-        return (g * (1 - y * y),)
-
-
-class Sigmoid(Function):
-    """y = 1 / (1 + e^-x), computed from z = e^-|x|, which cannot overflow: 1 / (1 + z) for x >= 0, else z / (1 + z)
-
-    dy/dx = y (1 - y).
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        z = ctx.xp.exp(-ctx.xp.abs(x))
-        y = ctx.xp.where(x >= 0, x.dtype.type(1), z) / (1 + z)
-        ctx.save(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, g):
-        (y,) = ctx.saved
-        return (g * (y * (1 - y)),)
-
-
-class Relu(Function):
-    """y = max(x, 0)
-
-    dy/dx = 1 where x > 0, else 0 (at x = 0 the subgradient 0, as PyTorch has it).
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save(x)
-        return ctx.xp.maximum(x, 0)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved
-        return (g * (x > 0),)
-
-
-class Gelu(Function):
-    """y = x P(X <= x), X standard normal = x (1 + erf(x / sqrt 2)) / 2; Hendrycks & Gimpel 2016 (arXiv 1606.08415)
-
-    approximate="tanh": y = x (1 + t) / 2 with t = tanh u, u = sqrt(2/pi) (x + 0.044715 x^3).
-    Exact: dy/dx = (1 + erf(x / sqrt 2)) / 2 + x e^(-x^2/2) / sqrt(2 pi).
-    Tanh:  dy/dx = (1 + t) / 2 + x (1 - t^2) u' / 2, u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
-    The slope is computed while x is at hand and kept instead of x: one array, and backward is one product.
-    """
-
-    @staticmethod
-    def forward(ctx, x, *, approximate="none"):
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
-        gelu = _gelu_tanh if approximate == "tanh" else _gelu_erf
-        y, slope = gelu(ctx.xp, x, ctx.needs_input_grad[0])
-        ctx.save(slope)
-        return y
-
-    @staticmethod
-    def backward(ctx, g):
-        (slope,) = ctx.saved
-        return (g * slope,)
-
-
-def _gelu_erf(xp, x, with_slope):
-    cdf = backend.erf(x * math.sqrt(0.5))
-    cdf += 1
-    cdf *= 0.5
-    slope = cdf + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) if with_slope else None
-    return x * cdf, slope
-
-
-def _gelu_tanh(xp, x, with_slope):
-    square = x * x
-    t = xp.asarray(square * (0.044715 * SQRT_2_OVER_PI))  # of a 0-d x NumPy makes a scalar, which cannot be an `out`
-    t += SQRT_2_OVER_PI
-    t *= x
-    xp.tanh(t, out=t)
-    half = 0.5 * t
-    half += 0.5
-    y = half * x
-    if not with_slope:
-        return y, None
-    square *= 3 * 0.044715 * SQRT_2_OVER_PI
-    square += SQRT_2_OVER_PI  # u'
-    t *= t
-    xp.subtract(1, t, out=t)
-    square *= t
-    square *= x
-    square *= 0.5
-    square += half
-    return y, square
 
 
 class Where(Function):

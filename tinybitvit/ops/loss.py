@@ -6,7 +6,9 @@ from .norm import log_softmax_array
 
 def _check_not_empty(name, x):
     if not x.size:
-        raise ValueError(f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches")
+        raise ValueError(
+            f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches"
+        )
 
 
 class CrossEntropy(Function):
@@ -26,7 +28,9 @@ class CrossEntropy(Function):
         t = _soft_targets(xp, target, n, classes, logits.dtype)
         if label_smoothing:
             t = t * (1 - label_smoothing) + label_smoothing / classes
-        share = xp.full((n,), 1 / n, dtype=logits.dtype) if weight is None else (weight / weight.sum()).astype(logits.dtype)
+        share = (
+            xp.full((n,), 1 / n, dtype=logits.dtype) if weight is None else (weight / weight.sum()).astype(logits.dtype)
+        )
         ctx.inputs = 2 if weight is None else 3
         ctx.save(log_p, t, share)
         return -(share * (t * log_p).sum(axis=1)).sum()
@@ -45,11 +49,13 @@ def _soft_targets(xp, target, n, classes, dtype):
         return target.astype(dtype, copy=False)
     if target.shape != (n,) or target.dtype.kind not in "iu":
         raise ValueError(
-            f"cross_entropy: target must hold {n} integer class numbers or be a ({n}, {classes}) array of probabilities,"
-            f" not shape {target.shape} of {target.dtype}"
+            f"cross_entropy: target must hold {n} integer class numbers or be a ({n}, {classes}) array of"
+            f" probabilities, not shape {target.shape} of {target.dtype}"
         )
     if not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise ValueError(f"cross_entropy: class numbers must lie in 0..{classes - 1}, found {target.min()}..{target.max()}")
+        raise ValueError(
+            f"cross_entropy: class numbers must lie in 0..{classes - 1}, found {target.min()}..{target.max()}"
+        )
     return (target[:, None] == xp.arange(classes)).astype(dtype)
 
 

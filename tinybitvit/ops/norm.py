@@ -1,5 +1,6 @@
 """Softmax and the normalisations: each one op with one backward, because they are hot."""
 
+from .. import backend
 from .base import Function
 
 
@@ -43,7 +44,8 @@ class LogSoftmax(Function):
 
 
 class LayerNorm(Function):
-    """y = z w + b with z = (x - mean x) / s, s = sqrt(var x + eps) over the last axis; Ba et al. 2016 (arXiv 1607.06450)
+    """y = z w + b with z = (x - mean x) / s, s = sqrt(var x + eps) over the last axis; Ba et al. 2016 (arXiv
+    1607.06450)
 
     dw = sum over rows of g z, db = sum over rows of g. With h = g w = dL/dz and means over the last axis:
     dL/dx = (h - mean(h) - z mean(h z)) / s: what h has in the directions 1 and z, which z cannot follow, is taken out.
@@ -51,29 +53,36 @@ class LayerNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight=None, bias=None, *, eps=1e-5):
-        z = x - x.mean(axis=-1, keepdims=True)
-        inverse = mean_product(ctx.xp, z, z)
-        inverse += eps
-        inverse = 1 / ctx.xp.sqrt(inverse)
-        z *= inverse
+        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
+        z = xp.empty_like(rows)
+        inverse = xp.empty((len(rows), 1), dtype=x.dtype)
+        y = z if weight is None else xp.empty_like(rows)
+        for block in backend.row_blocks(rows.shape):
+            zb = z[block]
+            xp.subtract(rows[block], rows[block].mean(axis=-1, keepdims=True), out=zb)
+            inverse[block] = inverse_root(xp, mean_product(xp, zb, zb), eps)
+            zb *= inverse[block]
+            if weight is not None:
+                xp.multiply(zb, weight, out=y[block])
+                if bias is not None:
+                    y[block] += bias
         ctx.save(z, inverse, weight)
         ctx.inputs = 1 + (weight is not None) + (bias is not None)
-        if weight is None:
-            return z
-        y = z * weight
-        if bias is not None:
-            y += bias
-        return y
+        return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx, g):
-        z, inverse, weight = ctx.saved
-        dx = g if weight is None else g * weight
-        correction = z * mean_product(ctx.xp, dx, z)
-        dx = dx - dx.mean(axis=-1, keepdims=True)
-        dx -= correction
-        dx *= inverse
-        return (dx, *_affine_grads(ctx, g, z))[: ctx.inputs]
+        xp, (z, inverse, weight) = ctx.xp, ctx.saved
+        rows = g.reshape(z.shape)
+        dx = xp.empty_like(rows)
+        for block in backend.row_blocks(rows.shape):
+            h = rows[block] if weight is None else rows[block] * weight
+            zb = z[block]
+            hz = mean_product(xp, h, zb)
+            out = xp.subtract(h, h.mean(axis=-1, keepdims=True), out=dx[block])
+            out -= zb * hz
+            out *= inverse[block]
+        return (dx.reshape(g.shape), *affine_grads(xp, rows, z))[: ctx.inputs]
 
 
 class RMSNorm(Function):
@@ -84,25 +93,35 @@ class RMSNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight=None, *, eps=1e-6):
-        inverse = mean_product(ctx.xp, x, x)
-        inverse += eps
-        inverse = 1 / ctx.xp.sqrt(inverse)
-        z = x * inverse
+        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
+        z = xp.empty_like(rows)
+        inverse = xp.empty((len(rows), 1), dtype=x.dtype)
+        y = z if weight is None else xp.empty_like(rows)
+        for block in backend.row_blocks(rows.shape):
+            inverse[block] = inverse_root(xp, mean_product(xp, rows[block], rows[block]), eps)
+            xp.multiply(rows[block], inverse[block], out=z[block])
+            if weight is not None:
+                xp.multiply(z[block], weight, out=y[block])
         ctx.save(z, inverse, weight)
         ctx.inputs = 1 + (weight is not None)
-        return z if weight is None else z * weight
+        return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx, g):
-        z, inverse, weight = ctx.saved
-        h = g if weight is None else g * weight
-        dx = h - z * mean_product(ctx.xp, h, z)
-        dx *= inverse
-        return (dx, *_affine_grads(ctx, g, z))[: ctx.inputs]
+        xp, (z, inverse, weight) = ctx.xp, ctx.saved
+        rows = g.reshape(z.shape)
+        dx = xp.empty_like(rows)
+        for block in backend.row_blocks(rows.shape):
+            h = rows[block] if weight is None else rows[block] * weight
+            out = xp.multiply(z[block], -mean_product(xp, h, z[block]), out=dx[block])
+            out += h
+            out *= inverse[block]
+        return (dx.reshape(g.shape), *affine_grads(xp, rows, z))[: ctx.inputs]
 
 
 class Dropout(Function):
-    """y = x m with m = 0 with probability p, else 1 / (1 - p); Srivastava et al. 2014. The mask m is given, drawn outside
+    """y = x m with m = 0 with probability p, else 1 / (1 - p); Srivastava et al. 2014. The mask m is given, drawn
+    outside
 
     dy/dx = m. The mean of y over masks is x, so evaluation needs no change of scale.
     """
@@ -137,8 +156,13 @@ def mean_product(xp, a, b):
     return (xp.einsum("...i,...i->...", a, b) / a.shape[-1])[..., None]
 
 
-def _affine_grads(ctx, g, z):
-    """dw = sum of g z and db = sum of g over all axes but the last."""
-    width = g.shape[-1]
-    g = g.reshape(-1, width)
-    return ctx.xp.einsum("ri,ri->i", g, z.reshape(-1, width)), g.sum(axis=0)
+def inverse_root(xp, mean_square, eps):
+    """1 / sqrt(mean_square + eps), in the array it is given."""
+    mean_square += eps
+    xp.sqrt(mean_square, out=mean_square)
+    return xp.divide(1, mean_square, out=mean_square)
+
+
+def affine_grads(xp, g, z):
+    """dw = sum of g z and db = sum of g over the rows of (rows, columns) arrays."""
+    return xp.einsum("ri,ri->i", g, z), g.sum(axis=0)

@@ -23,7 +23,7 @@ def to_patches(x, patch):
 
 def from_patches(x, patch, height, width):
     """The inverse of `to_patches`."""
-    n, ph, pw = len(x), *patch
+    n, (ph, pw) = len(x), patch
     check_divides(height, width, patch)
     c = x.shape[-1] // (ph * pw)
     x = x.reshape(n, height // ph, width // pw, ph, pw, c).transpose(0, 1, 3, 2, 4, 5)

@@ -83,7 +83,9 @@ class Var(_Reduction):
         Var.remember(ctx, x, axis)
         ctx.degrees = ctx.count - ddof
         if ctx.degrees <= 0:
-            raise ValueError(f"var: {ctx.count} elements with ddof={ddof} have no variance; reduce over more, or lower ddof")
+            raise ValueError(
+                f"var: {ctx.count} elements with ddof={ddof} have no variance; reduce over more, or lower ddof"
+            )
         centred = x - x.mean(axis=ctx.axes, keepdims=True)
         ctx.save(centred)
         return (centred * centred).sum(axis=ctx.axes, keepdims=keepdims) / ctx.degrees

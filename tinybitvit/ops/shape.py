@@ -63,8 +63,7 @@ class GetItem(Function):
     @staticmethod
     def forward(ctx, x, *, index):
         ctx.index, ctx.shape = index, x.shape
-        y = x[index]
-        return y if isinstance(y, ctx.xp.ndarray) else ctx.xp.asarray(y)
+        return x[index]
 
     @staticmethod
     def backward(ctx, g):
@@ -110,7 +109,9 @@ class Pad(Function):
     def forward(ctx, x, *, pad_width, value=0.0):
         pairs = [(pad_width, pad_width)] * x.ndim if isinstance(pad_width, int) else list(pad_width)
         if len(pairs) != x.ndim:
-            raise ValueError(f"pad_width needs one (before, after) pair for each of the {x.ndim} axes, not {len(pairs)}")
+            raise ValueError(
+                f"pad_width needs one (before, after) pair for each of the {x.ndim} axes, not {len(pairs)}"
+            )
         ctx.inner = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=True))
         return ctx.xp.pad(x, pairs, constant_values=value)
 

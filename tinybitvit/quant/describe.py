@@ -10,7 +10,7 @@ from .packed import PackedLinear
 
 
 class LayerInfo(NamedTuple):
-    """One row of `describe`. `bits` is nominal; `effective_bits` counts all bytes of the row, scales and biases included."""
+    """A row of `describe`. `bits` is nominal; `effective_bits` counts all its bytes, scales and biases included."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,9 +25,9 @@ class LayerInfo(NamedTuple):
 def describe(model: Module) -> list[LayerInfo]:
     """A row for every module that holds arrays of its own, and a last one, "total", for the model.
 
-    shape: of the weight (out, in), or of the largest array. layout: of the packed bytes, else the dtype. weights: numbers the
-    row stands for, all but the scales of quantised weights. zeros: share of zeros among the weights, in a low-bit layer
-    those of its integer codes.
+    shape: of the weight (out, in), or of the largest array. layout: of the packed bytes, else the dtype. weights:
+    numbers the row stands for, all but the scales of quantised weights. zeros: share of zeros among the weights, in a
+    low-bit layer those of its integer codes.
     """
     rows = [row for name, module in model.named_modules() if (row := _row(name, module)) is not None]
     size, count = sum(r.bytes for r in rows), sum(r.weights for r in rows)

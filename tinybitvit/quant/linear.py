@@ -21,10 +21,10 @@ def check_bits(bits, activation_bits=8):
 class BitLinear(Linear):
     """y = Q_a(norm(x)) Q_w(W)^T + b: (..., in_features) -> (..., out_features).
 
-    bits: 1 (sign), 1.58 (ternary) or 2, 3, 4, 8 (rounded) for the weights; activation_bits: 8, 4, 1 or None for the inputs,
-    one scale per token; granularity: one weight scale per 'row' (output channel) or 'tensor' (BitNet's papers); scale:
-    'absmean', 'absmedian' (or 'absmax' from 2 bits up); ste: the gradient of the weight quantiser, see `quant.ste`;
-    norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
+    bits: 1 (sign), 1.58 (ternary) or 2, 3, 4, 8 (rounded) for the weights; activation_bits: 8, 4, 1 or None for the
+    inputs, one scale per token; granularity: one weight scale per 'row' (output channel) or 'tensor' (BitNet's papers);
+    scale: 'absmean', 'absmedian' (or 'absmax' from 2 bits up); ste: the gradient of the weight quantiser, see
+    `quant.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
 
     Three things that are easily confused: `weight` is the latent float weight that the optimiser moves;
     `quantized_weight()` is what the forward pass multiplies by; the packed bytes live in a `PackedLinear`.
@@ -96,7 +96,8 @@ class BitLinear(Linear):
         return absmax_codes(xp, x, self.activation_bits)
 
     def extra_repr(self):
-        return f"{super().extra_repr()}, bits={self.bits:g}, activation_bits={self.activation_bits}, granularity={self.granularity!r}"
+        widths = f"bits={self.bits:g}, activation_bits={self.activation_bits}"
+        return f"{super().extra_repr()}, {widths}, granularity={self.granularity!r}"
 
 
 def weight_codes(w, bits, granularity="row", scale="absmean"):

@@ -1,131 +1,47 @@
 """PackedLinear: a low-bit linear layer that computes from its packed bytes."""
 
 import copy
-import threading
-from typing import Any
 
 from .. import backend
 from ..nn import Module, Parameter, RMSNorm
 from ..nn.layers import zeros
 from ..ops.base import Function
 from ..tensor import Tensor, apply
+from .integer import even_slices, input_codes, integer_linear, rescale, scratch
 from .linear import BitLinear, check_bits
-from .pack import LAYOUTS, binary_dot, choose_layout, get_layout, pack, packed_shape, sign_bits, unpack
-from .ste import absmax_codes, binary_codes
+from .pack import LAYOUTS, Array, binary_dot, choose_layout, get_layout, pack, packed_shape, sign_bits, unpack
 
-Array = Any  # numpy.ndarray or cupy.ndarray
-
-# Weights of one unpacked tile, at most: as float32 it is 4 MiB, and most layers are a single tile.
-TILE = 2**20
-# Rows of activations that are quantised, multiplied and scaled together: they stay in a core's second-level cache.
-BLOCK = 256
-# Whole numbers up to here are exact in float32, in any order of summation.
-EXACT = 2**24
-
-
-class _Scratch(threading.local):
-    """One tile a thread, kept from call to call: the worker threads of `Trainer.predict` run a layer at the same time."""
-
-    def __init__(self):
-        self.buffers = {}
-
-    def tile(self, xp, rows, columns, dtype):
-        buffer = self.buffers.get((xp, dtype))
-        if buffer is None or buffer.size < rows * columns:
-            buffer = self.buffers[xp, dtype] = xp.empty(rows * columns, dtype)
-        return buffer[: rows * columns].reshape(rows, columns)
-
-
-_scratch = _Scratch()
-
-
-def input_codes(xp, x: Array, activation_bits: int | None) -> tuple[Array, Array | None]:
-    """Integer codes of activations x (..., K), as floats, and their step per token; (x, None) where not quantised."""
-    if activation_bits is None:
-        return x, None
-    if activation_bits == 1:
-        return binary_codes(xp, x, centre=False)[:2]
-    return absmax_codes(xp, x, activation_bits)
-
-
-def exact_columns(layout: str, activation_bits: int | None, dtype) -> int | None:
-    """Over how many columns K float32 sums of code products are exact; None where no sum is too long."""
-    if activation_bits is None or dtype != "float32":
-        return None
-    largest = max(1, 2 ** (activation_bits - 1) - 1) * max(map(abs, LAYOUTS[layout].codes))
-    return (EXACT - 1) // largest
-
-
-def accumulate(xp, codes: Array, tile: Array, limit: int | None, out: Array) -> None:
-    """out = codes (T, K) tile^T, tile (out, K): whole numbers summed by a float GEMM, exactly; see `exact_columns`.
-
-    Where K is too long for float32, parts of it are summed in float64.
-    """
-    K = codes.shape[1]
-    if limit is None or limit >= K:
-        xp.matmul(codes, tile.T, out=out)
-    else:
-        starts = range(0, K, limit)
-        out[...] = sum((codes[:, k : k + limit] @ tile[:, k : k + limit].T).astype("float64") for k in starts)
+# Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
+# tiles would need less memory, but a matrix product of few rows is slower.
+TILE = 2**22
 
 
 class PackedMatmul(Function):
-    """y = s_x s_w (c Q^T) + b for x (..., K), Q (out, K) in packed bytes: y (..., out)
-
-    c s_x are the quantised activations, one step s_x a token; Q s_w the weights, one scale s_w (out,) or (1,). The sum
-    c Q^T runs over whole numbers, so it has no rounding error. Where both are signs it is counted: x . w = K - 2
-    popcount(x xor w). There is no backward: the weights that a gradient would move do not exist any more.
-    """
+    """y = `compute(xp, x)` of a PackedLinear. No backward: the weights that it would move do not exist any more."""
 
     @staticmethod
-    def forward(ctx, x, packed, scale, bias=None, *, layout, activation_bits):
-        xp, K, out = ctx.xp, x.shape[-1], packed.shape[0]
-        rows = x.reshape(-1, K)
-        y = xp.empty((len(rows), out), x.dtype)
-        limit = exact_columns(layout, activation_bits, x.dtype)
-        for start in range(0, len(rows), BLOCK):
-            codes, step = input_codes(xp, rows[start : start + BLOCK], activation_bits)
-            block = y[start : start + BLOCK]
-            if activation_bits == 1 and layout == "1bit":
-                block[...] = binary_dot(sign_bits(codes), packed, K)
-            else:
-                for columns, tile in tiles(xp, packed, layout, K, x.dtype):
-                    accumulate(xp, codes, tile, limit, out=block[:, columns])
-            if step is not None:
-                block *= step
-            block *= scale
-            if bias is not None:
-                block += bias
-        return y.reshape(*x.shape[:-1], out)
+    def forward(ctx, x, *, compute):
+        return compute(ctx.xp, x)
 
     @staticmethod
     def backward(ctx, g):
         raise RuntimeError(
-            "a packed model cannot be trained: it has no latent weights; train the full-precision model and pack() it again"
+            "a packed model cannot be trained: it has no latent weights; train the model it came from and pack() again"
         )
-
-
-def tiles(xp, packed: Array, layout: str, K: int, dtype):
-    """(slice of rows, codes (rows, K)) of a packed weight, one tile after another in the same memory of this thread."""
-    out = packed.shape[0]
-    width = packed.shape[1] * LAYOUTS[layout].weights_per_byte  # K padded to whole bytes: the fast case of unpack
-    count = -(-out * width // TILE)
-    size = -(-out // max(1, count))
-    for start in range(0, out, max(1, size)):
-        part = packed[start : start + size]
-        tile = _scratch.tile(xp, len(part), width, dtype)
-        unpack(part, layout, (len(part), width), out=tile)
-        yield slice(start, start + len(part)), tile[:, :K]
 
 
 class PackedLinear(Module):
     """y = Q_a(norm(x)) Q_w^T + b from packed bytes, for inference only: (..., in_features) -> (..., out_features).
 
-    The weight is the uint8 array `packed` with the float32 `scale` (out,) or (1,); it is unpacked, a tile at a time, into
-    memory that all layers share. bits, activation_bits, granularity, norm: as in `BitLinear`; layout: see `quant.pack`
-    (None: the fastest for these bits). A new layer holds zero bytes, to be filled by `load_state_dict`;
-    `PackedLinear.from_bitlinear` packs a trained layer.
+    The weight is the uint8 array `packed` with the float32 `scale` (out,) or (1,); it is unpacked, a tile at a time,
+    into memory that all layers share. bits, activation_bits, granularity, norm: as in `BitLinear`; layout: see
+    `quant.pack` (None: the fastest for these bits). A new layer holds zero bytes, to be filled by `load_state_dict`;
+    `PackedLinear.from_bitlinear` packs a trained layer. Where weights and inputs are both signs, products are counted
+    (`binary_dot`); else see `quant.integer`.
     """
+
+    packed: Array
+    scale: Array
 
     def __init__(
         self,
@@ -164,10 +80,34 @@ class PackedLinear(Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"PackedLinear: the input has {x.shape[-1]} features, needed {self.in_features}")
-        if self.norm is not None:
-            x = self.norm(x)
-        options = {"layout": self.layout, "activation_bits": self.activation_bits}
-        return apply(PackedMatmul, x, self.packed, self.scale, self.bias, **options)
+        return apply(PackedMatmul, x, compute=self._compute)
+
+    def _compute(self, xp, x):
+        bias = None if self.bias is None else self.bias.data
+        if self.activation_bits == 1 and self.layout == "1bit":
+            codes, step = input_codes(xp, x.reshape(-1, self.in_features), 1, self.norm)
+            y = binary_dot(sign_bits(codes), self.packed, self.in_features).astype(x.dtype)
+            rescale(y, step, self.scale, bias)
+            return y.reshape(*x.shape[:-1], self.out_features)
+        largest = max(map(abs, LAYOUTS[self.layout].codes))
+        tiles = self._tiles(xp, x.dtype)
+        return integer_linear(xp, x, tiles, self.scale, bias, self.activation_bits, largest, self.norm)
+
+    def _tiles(self, xp, dtype):
+        """[(slice of output features, function that unpacks their codes)], all in the same memory of this thread."""
+        width = (
+            self.packed.shape[1] * LAYOUTS[self.layout].weights_per_byte
+        )  # padded to whole bytes: unpack's fast case
+
+        def tile(part):
+            out = scratch.array(xp, "tile", (len(part), width), dtype)
+            return unpack(part, self.layout, out.shape, out=out)[:, : self.in_features]
+
+        slices = even_slices(self.out_features, TILE // max(1, width))
+        if len(slices) == 1:  # unpacked once, however many rows of activations there are
+            whole = tile(self.packed)
+            return [(slices[0], lambda: whole)]
+        return [(part, lambda part=part: tile(self.packed[part])) for part in slices]
 
     def codes(self) -> tuple[Array, Array]:
         """The integer codes of the weight, as floats (out, in), and their scale (out, 1) or (1, 1)."""

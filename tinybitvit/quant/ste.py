@@ -33,7 +33,7 @@ def slope(xp, v, ste, width, temperature):
 
 
 def _axis(granularity):
-    """Over what a scale is shared: the last axis ('row', one scale per output channel or token) or everything ('tensor')."""
+    """Over what a scale is shared: the last axis ('row', one per output channel or token) or everything ('tensor')."""
     if granularity not in ("row", "tensor"):
         raise ValueError(f"granularity must be 'row' or 'tensor', not {granularity!r}")
     return -1 if granularity == "row" else None
@@ -82,8 +82,8 @@ def ternary_codes(xp, w, granularity="row", scale="absmean"):
 def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
     """Codes clip(round(w / s), -2^(bits-1), 2^(bits-1) - 1) and the step s.
 
-    scale='absmax': s = max |w| / top, top = 2^(bits-1) - 1. 'absmean' and 'absmedian': s = 2 m / sqrt(top) with m the mean
-    (median) of |w|, the initial step of LSQ, Esser et al. 2020 (arXiv 1902.08153).
+    scale='absmax': s = max |w| / top, top = 2^(bits-1) - 1. 'absmean' and 'absmedian': s = 2 m / sqrt(top) with m the
+    mean (median) of |w|, the initial step of LSQ, Esser et al. 2020 (arXiv 1902.08153).
     """
     top = _top(bits)
     axis = _axis(granularity)
@@ -98,7 +98,8 @@ def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
 
 
 def absmax_codes(xp, x, bits):
-    """Codes round(x s) with s = top / max(max |x|, 1e-5) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
+    """Codes round(x s) with s = top / max(max |x|, 1e-5) per token (last axis), top = 2^(bits-1) - 1, and the step 1 /
+    s.
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
     """
@@ -117,9 +118,7 @@ class Binary(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, w, *, granularity="row", scale="absmean", centre=True, ste="identity", width=1.0, temperature=1.0
-    ):
+    def forward(ctx, w, *, granularity="row", scale="absmean", centre=True, ste="identity", width=1.0, temperature=1.0):
         codes, beta, u = binary_codes(ctx.xp, w, granularity, scale, centre)
         ctx.save(slope(ctx.xp, u / beta, ste, width, temperature))
         codes *= beta
@@ -134,8 +133,9 @@ class Binary(Function):
 class Ternary(Function):
     """y = beta t, t = clip(round(w / beta), -1, 1) (see `ternary_codes`)
 
-    With v = w / beta, t = (sign(v - 1/2) + sign(v + 1/2)) / 2: two steps of half height. approx_sign and ede replace each of
-    them by its stand-in: dL/dw = g (a(v - 1/2) + a(v + 1/2)) / 2; identity and clipped act on v itself: dL/dw = g a(v).
+    With v = w / beta, t = (sign(v - 1/2) + sign(v + 1/2)) / 2: two steps of half height. approx_sign and ede replace
+    each of them by its stand-in: dL/dw = g (a(v - 1/2) + a(v + 1/2)) / 2; identity and clipped act on v itself: dL/dw =
+    g a(v).
     """
 
     @staticmethod
@@ -169,7 +169,8 @@ class NBit(Function):
             raise ValueError(f"ste for {bits} bits must be 'identity' or 'clipped', not {ste!r}")
         top = _top(bits)
         v = w / step
-        ctx.save(None if ste == "identity" else (v >= -top - 1) & (v <= top))
+        # no weight lies beyond absmax, though rounding may put v there
+        ctx.save(None if ste == "identity" or scale == "absmax" else (v >= -top - 1) & (v <= top))
         codes *= step
         return codes
 

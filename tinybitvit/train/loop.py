@@ -13,8 +13,9 @@ HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 def soft_targets(teacher, share=1.0):
     """For distillation: targets(x, y) that mixes a teacher's probabilities with the labels.
 
-    The cross-entropy with probabilities t differs from KL(t || p) by the entropy of t, which does not depend on the student:
-    to learn from a teacher (Hinton et al. 2015, arXiv 1503.02531) is to train on other targets. share: weight of the teacher.
+    The cross-entropy with probabilities t differs from KL(t || p) by the entropy of t, which does not depend on the
+    student: to learn from a teacher (Hinton et al. 2015, arXiv 1503.02531) is to train on other targets. share: weight
+    of the teacher.
     """
 
     def targets(x, y):
@@ -28,7 +29,7 @@ def soft_targets(teacher, share=1.0):
 
 
 def train_epoch(trainer, loader, schedule=None, targets=None):
-    """One pass over the loader; returns the epoch's mean loss, its accuracy (on the augmented images, as trained) and images."""
+    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented) and their number."""
     loss = hits = weights = images = 0.0
     for x, y, *rest in loader:
         weight = rest[0] if rest else None
@@ -68,12 +69,14 @@ def progress_line(history, epochs, images):
     return f"{text}  {images / max(last['seconds'], 1e-9):.0f} images/s  {clock(left)} left"
 
 
-def run(trainer, loader, epochs, *, schedule=None, targets=None, validation=None, history=None, patience=None, verbose=0):
+def run(
+    trainer, loader, epochs, *, schedule=None, targets=None, validation=None, history=None, patience=None, verbose=0
+):
     """Train for a number of epochs; returns (history, interrupted).
 
-    history: dict of lists, one entry an epoch (keys: HISTORY; val_* None without `validation`, a pair (x, y)); one given is
-    continued. patience: stop after this many epochs without a better val_accuracy and go back to the best weights.
-    Ctrl-C ends the training after the current update; what was learnt stays.
+    history: dict of lists, one entry an epoch (keys: HISTORY; val_* None without `validation`, a pair (x, y)); one
+    given is continued. patience: stop after this many epochs without a better val_accuracy and go back to the best
+    weights. Ctrl-C ends the training after the current update; what was learnt stays.
     """
     history = {key: [] for key in HISTORY} if history is None else history
     best, best_state, best_epoch = -1.0, None, 0

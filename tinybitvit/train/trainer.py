@@ -1,8 +1,9 @@
 """One training step, on one or several worker threads.
 
 The unit of parallelism is a shard of the batch, not an operation: each worker thread runs forward and backward on its
-part with a single-threaded BLAS, and the gradients are summed in a fixed order. Everything, not only the matrix products,
-then runs on all cores, on arrays small enough to stay in the caches; NumPy lets go of the interpreter lock inside.
+part with a single-threaded BLAS, and the gradients are summed in a fixed order. Everything, not only the matrix
+products, then runs on all cores, on arrays small enough to stay in the caches; NumPy lets go of the interpreter lock
+inside.
 """
 
 import math
@@ -10,6 +11,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import pairwise
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -19,7 +21,9 @@ from .. import functional as F
 from ..nn import Dropout
 from ..optim import clip_grad_norm
 
-MIN_SHARD_FLOPS = 2e8  # below this, handing a shard to another thread costs more than it saves (see docs/performance.md)
+MIN_SHARD_FLOPS = (
+    2e8  # below this, handing a shard to another thread costs more than it saves (see docs/performance.md)
+)
 
 
 def cores():
@@ -28,7 +32,11 @@ def cores():
 
 
 class _SingleThreadedBlas:
-    """BLAS has one setting for the whole process: the first to come in changes it, the last to leave restores it."""
+    """BLAS has one setting for the whole process: the first to come in changes it, the last to leave restores it.
+
+    Since threadpoolctl 3.8 OpenBLAS obeys one thread only, the first that sets it, until that thread lets go. Here the
+    last to leave may be another one, so every change takes the control over and gives it up again.
+    """
 
     def __init__(self):
         self.lock, self.users, self.controller, self.limiter = threading.Lock(), 0, None, None
@@ -37,14 +45,23 @@ class _SingleThreadedBlas:
         with self.lock:
             if not self.users:
                 self.controller = self.controller or ThreadpoolController()
+                self._let_go()
                 self.limiter = self.controller.limit(limits=1, user_api="blas")
+                self._let_go()
             self.users += 1
 
     def __exit__(self, *error):
         with self.lock:
             self.users -= 1
             if not self.users:
+                self._let_go()
                 self.limiter.restore_original_limits()
+                self._let_go()
+
+    def _let_go(self):
+        for library in self.controller.lib_controllers:
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
 
 
 _blas = _SingleThreadedBlas()
@@ -58,10 +75,11 @@ def single_threaded_blas():
 class Trainer:
     """Trains a model in steps: `step(x, y) -> loss`; `predict(x) -> outputs`.
 
-    model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y) or loss(output, y, weight)
-    -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per core, but fewer where
-    shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not). rng: host Generator that
-    feeds dropout. The same number of workers gives the same bits; another number changes the last digits.
+    model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y) or loss(output, y,
+    weight)
+    -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per core, but fewer
+    where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not). rng: host Generator
+    that feeds dropout. The same number of workers gives the same bits; another number changes the last digits.
     """
 
     def __init__(self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None):
@@ -79,7 +97,7 @@ class Trainer:
         self.pool = None
 
     def step(self, x, y, weight=None):
-        """One update from a batch: x (N, ...), y (N, ...), weight (N,) or None; returns the loss, the weighted mean over N."""
+        """One update from a batch: x (N, ...), y (N, ...), weight (N,) or None; returns the (weighted) mean loss."""
         if len(x) != len(y) or not len(x):
             raise ValueError(f"step: x has {len(x)} rows and y {len(y)}; they must be equal and not 0")
         if weight is not None and len(weight) != len(x):
@@ -139,7 +157,7 @@ class Trainer:
         return F.as_tensor(array).to(self.device)
 
     def _sum(self, shards):
-        """Sum the shards' gradients, first to last, into the optimiser's buffer and make them the parameters' `.grad`."""
+        """Sum the shards' gradients, first to last, into the optimiser's buffer, as the parameters' `.grad`."""
         for p, first, *others in zip(self.params, *shards, strict=True):
             total = self.views[p]
             if others:
@@ -160,7 +178,7 @@ class Trainer:
             count = min(cores(), int(cost * n * self._row_flops() / MIN_SHARD_FLOPS))
         count = max(1, min(count, n))
         edges = [n * i // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(edges)]
 
     def _row_flops(self):
         """A rough count of the forward operations for one image: two per weight and token."""
@@ -171,7 +189,7 @@ class Trainer:
         """work(shard, ...) for every shard, the last one on this thread, the others on the pool; results in order."""
         jobs = list(zip(shards, *columns, strict=True))
         if self.pool is None and len(jobs) > 1:
-            most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards than this one
+            most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards
             self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
         with single_threaded_blas():
             futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
@@ -181,4 +199,3 @@ class Trainer:
                 for future in futures:
                     future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
             return [*(future.result() for future in futures), last]
-

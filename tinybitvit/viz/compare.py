@@ -17,12 +17,13 @@ from .record import AttentionRecord
 class AttentionComparison:
     """The records of several models, the first of which is the reference; made by `compare_attention`.
 
-    records: name -> `AttentionRecord`. y: true labels (N,) or None. matches: name -> int array (layers, heads); entry (l, i) is
-    the model's head that is compared with the reference's head i of layer l. divergence: name -> (layers, heads),
-    Jensen-Shannon divergence in bits between these two heads, mean over images and tokens: 0 the same, 1 nothing shared.
+    records: name -> `AttentionRecord`. y: true labels (N,) or None. matches: name -> int array (layers, heads); entry
+    (l, i) is the model's head that is compared with the reference's head i of layer l. divergence: name -> (layers,
+    heads), Jensen-Shannon divergence in bits between these two heads, mean over images and tokens: 0 the same, 1
+    nothing shared.
 
-    Attention is not explanation, and neither is its difference: heads can move without a change of the output, and the output
-    can change while heads stay (see `AttentionRecord`). Read it beside `changed()` and the accuracy.
+    Attention is not explanation, and neither is its difference: heads can move without a change of the output, and the
+    output can change while heads stay (see `AttentionRecord`). Read it beside `changed()` and the accuracy.
     """
 
     records: dict[str, AttentionRecord]
@@ -47,7 +48,7 @@ class AttentionComparison:
         return self.names[1:]
 
     def matrix(self, name: str, method: str | int = "rollout", layer: int = -1, **options: Any) -> np.ndarray:
-        """`AttentionRecord.matrix` of a model; a head's number means the reference's head and finds the model's match."""
+        """`AttentionRecord.matrix` of a model; a head's number is the reference's, for which the match is taken."""
         if not isinstance(method, str):
             method = int(self.matches[name][layer, method])
         return self.records[name].matrix(method, layer, **options)
@@ -66,8 +67,10 @@ class AttentionComparison:
         return mine - theirs
 
     def overlap(self, top: float = 20, method: str | int = "rollout", layer: int = -1) -> dict[str, np.ndarray]:
-        """For every other model, intersection over union (N,) of its `top` percent of the patches with the reference's."""
-        masks = {n: measures.top_patches(self.image_map(n, method, layer).reshape(len(self), -1), top) for n in self.names}
+        """For every other model, intersection over union (N,) of its `top` percent of patches with the reference's."""
+        masks = {
+            n: measures.top_patches(self.image_map(n, method, layer).reshape(len(self), -1), top) for n in self.names
+        }
         return {n: measures.iou(masks[n], masks[self.reference]) for n in self.others}
 
     def changed(self) -> dict[str, np.ndarray]:
@@ -75,18 +78,22 @@ class AttentionComparison:
         return {n: self.records[n].predictions != self.records[self.reference].predictions for n in self.others}
 
     def summary(self, top: float = 20) -> list[dict[str, Any]]:
-        """A row for each model: mean divergence (bits), rollout overlap, share of changed predictions, accuracy (with y)."""
-        overlap, changed = self.overlap(top), self.changed()
-        rows = []
+        """A row for each model: mean divergence (bits), mean rollout overlap, share of changed predictions (where
+        the networks have a head), accuracy (with y)."""
+        overlap, rows = self.overlap(top), []
+        predicts = all(record.logits is not None for record in self.records.values())
+        changed = self.changed() if predicts else {}
         for name, record in self.records.items():
-            other = name != self.reference
             row = {
                 "model": name,
-                "divergence": float(self.divergence[name].mean()) if other else 0.0,
-                f"overlap of top {top:g} %": float(overlap[name].mean()) if other else 1.0,
-                "changed predictions": float(changed[name].mean()) if other else 0.0,
+                "divergence": float(self.divergence[name].mean()),
+                f"overlap of top {top:g} %": float(overlap[name].mean()) if name in overlap else 1.0,
             }
-            rows.append(row if self.y is None else row | {"accuracy": float((record.predictions == self.y).mean())})
+            if predicts:
+                row["changed predictions"] = float(changed[name].mean()) if name in changed else 0.0
+            if predicts and self.y is not None:
+                row["accuracy"] = float((record.predictions == self.y).mean())
+            rows.append(row)
         return rows
 
     def __repr__(self) -> str:
@@ -107,7 +114,9 @@ class AttentionComparison:
     def to_html(
         self, path: str | PathLike | None = None, *, layers: Sequence[int] | None = None, max_images: int | None = None
     ) -> str:
-        """The interactive page with all models side by side, as one text, written to `path` if given; see `page.render`."""
+        """The interactive page with all models side by side, as one text, written to `path` if given; see
+        `page.render`.
+        """
         from . import page
 
         return page.save(page.render(self, layers=layers, max_images=max_images), path)
@@ -123,12 +132,12 @@ def compare_attention(
 ) -> AttentionComparison:
     """Record several models on the images X (N, ...) and compare each with the first.
 
-    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true labels.
-    options go to `attention` (target, batch_size).
+    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true
+    labels. options go to `attention` (target, batch_size).
 
-    match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that were
-    trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one was
-    trained from the other's weights, heads keep their places and match=False compares head i with head i.
+    match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that
+    were trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one
+    was trained from the other's weights, heads keep their places and match=False compares head i with head i.
     """
     if len(models) < 2:
         raise ValueError("compare_attention needs at least two models, as in {'32 bits': a, '1.58 bits': b}")
@@ -137,8 +146,8 @@ def compare_attention(
     for name, record in records.items():
         if (record.layout, record.depth, record.heads) != (first.layout, first.depth, first.heads):
             raise ValueError(
-                f"{name!r} and {reference!r} differ in patch grid, tokens, depth or heads ({record!r}, {first!r}): compare models"
-                " of one shape"
+                f"{name!r} and {reference!r} differ in patch grid, tokens, depth or heads; compare models of one shape:"
+                f" {record!r}, {first!r}"
             )
     y = None if y is None else np.asarray(y)
     if y is not None and y.shape != (len(first),):

@@ -6,8 +6,8 @@ import numpy as np
 def display_images(images: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) of any dtype and number of channels as uint8 (N, H, W, 3).
 
-    uint8 stays; other values are stretched from the smallest to the largest of the batch to 0..255, unless they lie in 0..1.
-    Three or four channels: the first three are red, green and blue; else the mean of the channels is grey.
+    uint8 stays; other values are stretched from the smallest to the largest of the batch to 0..255, unless they lie in
+    0..1. Three or four channels: the first three are red, green and blue; else the mean of the channels is grey.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:

@@ -13,8 +13,8 @@ Query = str | int | tuple[int, int] | None
 class Layout:
     """The order of a network's tokens: the class token if there is one, the registers, then the patches row by row.
 
-    grid: (rows, columns) of patches; patch_size: (height, width) in pixels; pool: what the classifier reads, the 'mean' of the
-    patches or the class token ('cls').
+    grid: (rows, columns) of patches; patch_size: (height, width) in pixels; pool: what the classifier reads, the 'mean'
+    of the patches or the class token ('cls').
     """
 
     grid: tuple[int, int]
@@ -33,7 +33,8 @@ class Layout:
         embed = next((m for m in model.modules() if isinstance(m, TokenEmbed)), None)
         if embed is None:
             raise ValueError(
-                f"{type(model).__name__} has no TokenEmbed that tells which token is which patch: pass layout=tb.viz.Layout(...)"
+                f"{type(model).__name__} has no TokenEmbed that tells which token is which patch:"
+                " pass layout=tb.viz.Layout(...)"
             )
         class_token = embed.cls_token is not None
         pool = getattr(model, "config", {}).get("pool", "cls" if class_token else "mean")
@@ -59,7 +60,11 @@ class Layout:
         """The number of a token: a patch (row, column), 'cls', or a number already."""
         if query == "cls" and self.class_token:
             return 0
-        if isinstance(query, tuple) and len(query) == 2 and all(0 <= q < n for q, n in zip(query, self.grid, strict=True)):
+        if (
+            isinstance(query, tuple)
+            and len(query) == 2
+            and all(0 <= q < n for q, n in zip(query, self.grid, strict=True))
+        ):
             return self.prefix + query[0] * self.grid[1] + query[1]
         if isinstance(query, (int, np.integer)) and 0 <= query < self.tokens:
             return int(query)
@@ -72,8 +77,8 @@ class Layout:
     def image_map(self, a: np.ndarray, query: Query = None) -> np.ndarray:
         """The row of one token laid out as patches: a (N, T, T) -> (N, rows, columns).
 
-        query: see `token`; None: what the classifier reads, the class token's row or the mean of all patches' rows. Shares that
-        go to extra tokens are left out, so that a map sums to 1 only without such tokens.
+        query: see `token`; None: what the classifier reads, the class token's row or the mean of all patches' rows.
+        Shares that go to extra tokens are left out, so that a map sums to 1 only without such tokens.
         """
         if query is not None:
             row = a[:, self.token(query)]

@@ -10,7 +10,9 @@ import numpy as np
 
 
 def normalize_rows(a: np.ndarray) -> np.ndarray:
-    """Rows of a (..., T, T), none negative, divided by their sums; a row of zeros becomes the identity's (the token keeps itself)."""
+    """Rows of a (..., T, T), none negative, divided by their sums; a row of zeros becomes the identity's (the token
+    keeps itself).
+    """
     a = np.asarray(a, np.float64)
     total = a.sum(-1, keepdims=True)
     return np.where(total > 0, a / np.where(total > 0, total, 1), np.eye(a.shape[-1]))
@@ -19,7 +21,8 @@ def normalize_rows(a: np.ndarray) -> np.ndarray:
 def fuse_heads(a: np.ndarray, heads: str | int = "mean") -> np.ndarray:
     """One map for all heads: a (N, h, T, T) -> (N, T, T), rows summing to 1.
 
-    heads: 'mean', 'max' or 'min' over the heads (the last two are divided by their row sums), or the number of one head.
+    heads: 'mean', 'max' or 'min' over the heads (the last two are divided by their row sums), or the number of one
+    head.
     """
     a = np.asarray(a, np.float64)
     if isinstance(heads, str) and heads in ("mean", "max", "min"):
@@ -42,10 +45,11 @@ def discard_weakest(a: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def rollout(layers: list[np.ndarray], residual: float = 0.5) -> list[np.ndarray]:
-    """R_l = (r I + (1 - r) A_l) R_(l-1) with R_0 = I, for maps A_l (N, T, T) from the first layer up; returns every R_l.
+    """R_l = (r I + (1 - r) A_l) R_(l-1) with R_0 = I, for maps A_l (N, T, T) from the first layer up; returns every
+    R_l.
 
-    Row i of R_l says from which input tokens token i draws after layer l, if layers did nothing but average. r: the weight of
-    the residual connection. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, with r = 1/2.
+    Row i of R_l says from which input tokens token i draws after layer l, if layers did nothing but average. r: the
+    weight of the residual connection. Abnar & Zuidema 2020 (arXiv 2005.00928), section 3, with r = 1/2.
     """
     if not 0 <= residual <= 1:
         raise ValueError(f"residual is a weight between 0 and 1, not {residual!r}")
@@ -57,10 +61,12 @@ def rollout(layers: list[np.ndarray], residual: float = 0.5) -> list[np.ndarray]
 
 
 def gradient_rollout(maps: list[np.ndarray], gradients: list[np.ndarray]) -> list[np.ndarray]:
-    """R_l = R_(l-1) + mean_h max(dy/dA_l * A_l, 0) R_(l-1) with R_0 = I; returns R_l - I with rows divided by their sums.
+    """R_l = R_(l-1) + mean_h max(dy/dA_l * A_l, 0) R_(l-1) with R_0 = I; returns R_l - I with rows divided by their
+    sums.
 
-    maps, gradients: A_l and dy/dA_l (N, h, T, T) from the first layer up, y the logit of one class for each image. Chefer et
-    al. 2021 (arXiv 2103.15679), equations 5, 6 and 8. A token whose attention no gradient favours keeps itself.
+    maps, gradients: A_l and dy/dA_l (N, h, T, T) from the first layer up, y the logit of one class for each image.
+    Chefer et al. 2021 (arXiv 2103.15679), equations 5, 6 and 8. A token whose attention no gradient favours keeps
+    itself.
     """
     result, r = [], np.eye(maps[0].shape[-1])
     for a, g in zip(maps, gradients, strict=True):
@@ -83,7 +89,9 @@ def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def patch_distances(grid: tuple[int, int], size: tuple[float, float] = (1, 1)) -> np.ndarray:
-    """Euclidean distances between patch centres (P, P), P = rows * columns; size: a patch's (height, width) in the unit wanted."""
+    """Euclidean distances between patch centres (P, P), P = rows * columns; size: a patch's (height, width) in the unit
+    wanted.
+    """
     places = np.stack(np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"), -1).reshape(-1, 2) * np.asarray(size)
     return np.sqrt(((places[:, None] - places[None]) ** 2).sum(-1))
 
@@ -105,14 +113,21 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def head_divergence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence between every head of a (N, h, T, T) and of b (N, k, T, T): (h, k), mean over images and rows."""
+    """Jensen-Shannon divergence between every head of a (N, h, T, T) and of b (N, k, T, T): (h, k), mean over images
+    and rows.
+    """
     own_a, own_b = (entropy(x).mean((0, 2)) for x in (a, b))
-    mixed = [[entropy((a[:, i].astype(np.float64) + b[:, j]) / 2).mean() for j in range(b.shape[1])] for i in range(a.shape[1])]
+    mixed = [
+        [entropy((a[:, i].astype(np.float64) + b[:, j]) / 2).mean() for j in range(b.shape[1])]
+        for i in range(a.shape[1])
+    ]
     return np.maximum(mixed - (own_a[:, None] + own_b) / 2, 0)
 
 
 def match_heads(cost: np.ndarray) -> np.ndarray:
-    """For each row (head) of a square cost (h, h) the column it is paired with, so that the sum of costs is least (Kuhn 1955)."""
+    """For each row (head) of a square cost (h, h) the column it is paired with, so that the sum of costs is least (Kuhn
+    1955).
+    """
     from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment(cost)[1]

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import autograd, backend
 from ..nn import Attend, Module
+from ..quant import PackedLinear
 from ..tensor import Tensor
 from .layout import Layout
 from .record import AttentionRecord
@@ -18,23 +19,23 @@ def attention(
 ) -> AttentionRecord:
     """Record what every head of a model attends to in the images X.
 
-    model: a fitted `tb.ViT` (X as for `predict`) or a network with `nn.Attend` modules such as `VisionTransformer` (X as the
-    network takes it: normalised floats (N, H, W, C)), packed or not. target: record gradients too, of the logit of the
-    'predicted' class, of one class, or of one class for each image (labels of a tb.ViT, else class numbers). layout: which
-    token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in batches, and is left
-    as it was.
+    model: a fitted `tb.ViT` (X as for `predict`) or a network with `nn.Attend` modules such as `VisionTransformer` (X
+    as the network takes it: normalised floats (N, H, W, C)), packed or not. target: record gradients too, of the logit
+    of the 'predicted' class, of one class, or of one class for each image (labels of a tb.ViT, else class numbers).
+    layout: which token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in
+    batches, and is left as it was.
 
     Raises RuntimeError where a layer hands out no map, or where gradients cannot be had (packed models).
     """
     X = X if hasattr(X, "shape") else np.asarray(X)
     if hasattr(model, "_prepare"):
-        prepared, network, classes = model._prepare(X), model.model_, list(model.classes_)
+        prepared, network, classes = model._prepare(X), model.model_, model.classes_.tolist()
     else:
         prepared, network, classes = np.asarray(backend.to_numpy(X)), model, None
         if prepared.dtype.kind != "f":
             raise ValueError(
-                f"a {type(model).__name__} takes normalised floats, not {prepared.dtype}: apply its tb.data.Normalize, or pass"
-                " a fitted tb.ViT"
+                f"a {type(model).__name__} takes normalised floats, not {prepared.dtype}: apply its Normalize, or"
+                " pass a fitted tb.ViT"
             )
     if not len(prepared):
         raise ValueError("X holds no image, at least one is needed")
@@ -61,7 +62,9 @@ def attention(
 
 @contextmanager
 def _observed(network: Module) -> Iterator[list[tuple[str, Tensor]]]:
-    """Within the block the network is in evaluation mode, and each call of an Attend adds (its name, its output) to the list."""
+    """Within the block the network is in evaluation mode, and each call of an Attend adds (its name, its output) to the
+    list.
+    """
     attends = [(name, m) for name, m in network.named_modules() if isinstance(m, Attend)]
     if not attends:
         raise RuntimeError(f"{type(network).__name__} holds no nn.Attend module, so there is no attention to record")
@@ -70,7 +73,9 @@ def _observed(network: Module) -> Iterator[list[tuple[str, Tensor]]]:
     handles = []
     try:
         for name, module in attends:
-            handles.append(module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, output))))
+            handles.append(
+                module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, output)))
+            )
         network.eval()
         yield seen
     finally:
@@ -103,7 +108,9 @@ def _check_complete(network, seen, n, layout):
     called = {name for name, _ in seen}
     silent = [name for name, m in network.named_modules() if isinstance(m, Attend) and name not in called]
     if silent:
-        raise RuntimeError(f"no attention came from {', '.join(silent)}: this network computes it without calling the module")
+        raise RuntimeError(
+            f"no attention came from {', '.join(silent)}: this network computes it without calling the module"
+        )
     for name, output in seen:
         if output.ndim != 4 or output.shape[0] != n or output.shape[2:] != (layout.tokens, layout.tokens):
             raise RuntimeError(
@@ -113,14 +120,21 @@ def _check_complete(network, seen, n, layout):
 
 
 def _gradients(network, logits, maps, target):
-    """d(logit of each image's class)/d(map) for every map; images do not interact, so one backward pass serves them all."""
+    """d(logit of each image's class)/d(map) for every map; images do not interact, so one backward pass serves them
+    all.
+    """
     if getattr(network, "head", network) is None:
         raise RuntimeError("the network has no classification head, so no class has a gradient; leave out target")
-    if target.min() < 0 or target.max() >= logits.shape[1]:
-        raise ValueError(f"target must hold class numbers from 0 to {logits.shape[1] - 1}, not {target.max()}")
-    if any(p.source is None for p in maps):
+    wrong = target[(target < 0) | (target >= logits.shape[1])]
+    if len(wrong):
+        raise ValueError(f"target must hold class numbers from 0 to {logits.shape[1] - 1}, not {wrong[0]}")
+    if any(isinstance(m, PackedLinear) for m in network.modules()):
         raise RuntimeError(
-            "gradients need the unpacked model, outside no_grad(): this one records no graph for a backward pass, so leave out target"
+            "gradients need the unpacked model: packed layers have no backward; record it, or leave out target"
+        )
+    if not autograd.is_recording():
+        raise RuntimeError(
+            "gradients cannot be recorded inside no_grad(): call attention outside of it, or leave out target"
         )
     chosen = (np.arange(logits.shape[1]) == target[:, None]).astype(str(logits.dtype))
     grads = autograd.grad(logits, maps, backend.to_device(chosen, logits.device))
@@ -133,13 +147,15 @@ def _class_numbers(target, n, classes):
         return target
     labels = np.asarray(target)
     if labels.shape not in ((), (n,)):
-        raise ValueError(f"target must be 'predicted', one class, or one class for each of the {n} images, not shape {labels.shape}")
+        raise ValueError(
+            f"target must be 'predicted', one class, or one class for each of the {n} images, not shape {labels.shape}"
+        )
     labels = np.broadcast_to(labels, n)
     if classes is not None:
-        unknown = [label for label in labels if label not in classes]
+        unknown = [label for label in labels.tolist() if label not in classes]
         if unknown:
-            raise ValueError(f"target {unknown[0]!r} is not among the model's classes {classes[:20]}")
-        return np.array([classes.index(label) for label in labels])
+            raise ValueError(f"target {unknown[0]!r} is not among the model's classes: {classes[:20]}")
+        return np.array([classes.index(label) for label in labels.tolist()])
     if labels.dtype.kind not in "iu":
         raise ValueError(f"target must be 'predicted' or class numbers for a network without labels, not {target!r}")
     return labels

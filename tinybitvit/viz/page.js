@@ -9,7 +9,10 @@ function color(name, x) {
   return map[low].map((c, i) => Math.round(c + (map[low + 1][i] - c) * (at - low)));
 }
 
-function imageCanvas(index, grey) {
+const brightness = (rgb) => 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
+
+/** One image; under a map it is grey and of low contrast, so that light and dark pixels change the map's colours little. */
+function imageCanvas(index, under) {
   const canvas = document.createElement("canvas");
   canvas.width = images.width;
   canvas.height = images.height;
@@ -17,8 +20,8 @@ function imageCanvas(index, grey) {
   const start = index * images.width * images.height * 3;
   for (let i = 0; i < images.width * images.height; i++) {
     const rgb = pixels.subarray(start + 3 * i, start + 3 * i + 3);
-    const light = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2];
-    out.data.set(grey ? [light, light, light, 255] : [...rgb, 255], 4 * i);
+    const grey = 64 + brightness(rgb) / 2;
+    out.data.set(under ? [grey, grey, grey, 255] : [...rgb, 255], 4 * i);
   }
   context.putImageData(out, 0, 0);
   return canvas;
@@ -29,7 +32,7 @@ const underlays = Array.from({ length: images.count }, (_, i) => imageCanvas(i, 
 /** [x, y, width, height] of a token in a map's canvas. */
 function place(token, canvas) {
   if (token < layout.prefix) {
-    const width = Math.min(96, canvas.width / layout.prefix);
+    const width = Math.min(160, canvas.width / layout.prefix);
     return [token * width, 0, width - 4, STRIP - 8];
   }
   const [rows, columns] = layout.grid, patch = token - layout.prefix, height = canvas.height - STRIP;
@@ -63,11 +66,11 @@ function drawMap(canvas, values, name, position) {
     context.fillRect(...box);
     context.globalAlpha = 1;
     if (special) {
-      context.fillStyle = rgb[0] * 0.299 + rgb[1] * 0.587 + rgb[2] * 0.114 > 140 ? "#000" : "#fff";
+      context.fillStyle = brightness(rgb) > 140 ? "#000" : "#fff";
       context.font = "24px sans-serif";
       context.textAlign = "center";
       context.textBaseline = "middle";
-      context.fillText(layout.short[token], box[0] + box[2] / 2, box[1] + box[3] / 2, box[2] - 4);
+      context.fillText(`${layout.short[token]} ${percent(value)}`, box[0] + box[2] / 2, box[1] + box[3] / 2, box[2] - 8);
     }
   });
   if (query() === null) return;
@@ -133,17 +136,19 @@ function draw() {
   const all = models.map(shares), first = all[0];
   const differs = byId("difference").checked;
   const shown = all.map((values, i) => (differs && i ? values.map((v, j) => v - first[j]) : values));
-  const top = Math.max(...(differs ? first : all.flat()), 1e-9); // one scale for all models
-  const span = Math.max(...shown.slice(1).flat().map(Math.abs), 1e-9);
+  // One scale for all models. Extra tokens do not count: the class token's own share would leave the patches in the dark.
+  const largest = (vectors) => Math.max(...vectors.flatMap((v) => v.slice(layout.prefix).map(Math.abs)), 1e-9);
+  const sequential = differs ? [first] : all, top = largest(sequential), span = largest(shown.slice(1));
+  const low = byId("stretch").checked ? Math.min(...sequential.flatMap((v) => v.slice(layout.prefix))) : 0;
   models.forEach((model, i) => {
     const difference = differs && i > 0;
-    drawMap(model.canvas, shown[i], difference ? "difference" : "attention", (v) => (difference ? (v / span + 1) / 2 : v / top));
+    drawMap(model.canvas, shown[i], difference ? "difference" : "attention", (v) => (difference ? (v / span + 1) / 2 : (v - low) / (top - low || 1)));
     model.canvas.setAttribute("aria-label", `${model.name} attention map. ${describeQuery()}`);
     model.caption.textContent = describeModel(model);
     drawOverview(model.overviewCanvas, model.overview);
   });
   byId("scales").lastChild.hidden = true;
-  drawScale(0, "attention", "share of attention", 0, top);
+  drawScale(0, "attention", "share of attention", low, top);
   if (differs) drawScale(1, "difference", `difference to ${models[0].name}, in percentage points`, -span, span);
   const original = byId("original").getContext("2d");
   original.imageSmoothingEnabled = images.width > PIXELS;
@@ -184,7 +189,7 @@ function buildPanel(model) {
     class: "overview", role: "img", width: PIXELS, height: Math.max(20, Math.min(40, PIXELS / data.heads)) * layers.length,
     "aria-label": `${model.overview.title}, layers by heads`,
   });
-  const title = element("p", { class: "overview-title" }, `${model.overview.title}: layer (down) by head (across), 0 to `
+  const title = element("p", { class: "overview-title" }, `${model.overview.title}, 0 to `
     + `${Math.max(...model.overview.values.flat()).toFixed(2)} bits`);
   byId("panels").append(element("figure", {}, element("figcaption", {}, element("strong", {}, model.name || "attention"), model.caption),
     model.canvas, title, model.overviewCanvas));
@@ -290,7 +295,7 @@ function build() {
   byId("method").addEventListener("input", (event) => { state.method = event.target.value; draw(); });
   byId("layer").addEventListener("input", (event) => { state.layer = Number(event.target.value); draw(); });
   byId("head").addEventListener("input", (event) => { state.head = Number(event.target.value); state.method = "head"; draw(); });
-  for (const id of ["overlay", "incoming", "difference"]) byId(id).addEventListener("input", draw);
+  for (const id of ["overlay", "incoming", "stretch", "difference"]) byId(id).addEventListener("input", draw);
   byId("difference-label").hidden = models.length < 2;
   byId("note").hidden = !data.note;
   byId("note").textContent = data.note;

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 LIMIT = 8e6  # bytes from which a page is slow to open and heavy in a notebook
 # Evenly spaced colours of matplotlib's viridis (sequential) and RdBu_r (diverging); the page interpolates between them.
+# fmt: off
 COLORS = {
-    "attention": [],
-    "difference": [],
+    "attention": [
+        "#440154", "#48186a", "#472d7b", "#424086", "#3b528b", "#33638d", "#2c728e", "#26828e", "#21918c", "#1fa088",
+        "#28ae80", "#3fbc73", "#5ec962", "#84d44b", "#addc30", "#d8e219", "#fde725",
+    ],
+    "difference": [
+        "#053061", "#2065ab", "#4393c3", "#90c4dd", "#d1e5f0", "#f7f6f6", "#fddbc7", "#f3a481", "#d6604d", "#b1182b",
+        "#67001f",
+    ],
 }
-
-Source = "AttentionRecord | AttentionComparison"
+# fmt: on
 
 
 def render(
@@ -41,21 +47,21 @@ def render(
 ) -> str:
     """The page for a record, or for a comparison with its models side by side.
 
-    Every map is sent with one byte a value and one scale a row, so a value is off by 0.2 % of its row's largest at most.
-    layers: which layers to send (None: all; a rollout still counts the layers below); max_images: send the first so many.
-    A page above 8 MB gives a UserWarning that names its size and these two arguments.
+    Every map is sent with one byte a value and one scale a row, so a value is off by 0.2 % of its row's largest at
+    most. layers: which layers to send (None: all; a rollout still counts the layers below); max_images: send the first
+    so many. A page above 8 MB gives a UserWarning that names its size and these two arguments.
     """
     records = _records(source)
     first = next(iter(records.values()))
-    chosen = list(range(first.depth)) if layers is None else sorted({range(first.depth)[layer] for layer in layers})
+    chosen = _layer_numbers(layers, first.depth)
     count = len(first) if max_images is None else min(max_images, len(first))
-    if not chosen or count < 1:
-        raise ValueError("the page needs at least one layer and one image")
+    if count < 1:
+        raise ValueError(f"max_images must be 1 or more, not {max_images}")
     size = estimate(records, len(chosen), count)
     if size > LIMIT:
         warnings.warn(
-            f"the page has about {size / 1e6:.0f} MB and will open slowly: send a part with layers=[{first.depth - 1}] or"
-            " max_images=1",
+            f"the page has about {size / 1e6:.0f} MB and will open slowly: send a part of it with"
+            f" layers=[{first.depth - 1}] or max_images=1",
             stacklevel=3,
         )
     parts = {
@@ -65,7 +71,9 @@ def render(
         "js": _file("maps.js") + _file("page.js"),
         "data": _json(_data(source, chosen, count, note)),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))  # one pass: data is never searched
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html")
+    )  # one pass: data is never searched
 
 
 def save(page: str, path: str | PathLike | None) -> str:
@@ -76,7 +84,7 @@ def save(page: str, path: str | PathLike | None) -> str:
 
 
 def frame(source: "AttentionRecord | AttentionComparison") -> str:
-    """The page in an iframe for a notebook cell; what would make it larger than 8 MB is left out, and the page says so."""
+    """The page in an iframe for a notebook; what would make it larger than 8 MB is left out, and the page says so."""
     records = _records(source)
     first = next(iter(records.values()))
     depth, count = first.depth, len(first)
@@ -86,7 +94,7 @@ def frame(source: "AttentionRecord | AttentionComparison") -> str:
     if (depth, count) != (first.depth, len(first)):
         whole = estimate(records, first.depth, len(first)) / 1e6
         note = (
-            f"Only the last {depth} of {first.depth} layers and the first {count} of {len(first)} images are shown here;"
+            f"Only the last {depth} of {first.depth} layers and the first {count} of {len(first)} images are shown;"
             f" .to_html(path) writes all of them ({whole:.0f} MB)."
         )
     page = render(source, layers=range(first.depth - depth, first.depth), max_images=count, note=note)
@@ -109,11 +117,20 @@ def estimate(records: dict[str, AttentionRecord], layers: int, images: int) -> f
     return (total + images * height * width * 3) * 4 / 3 + 40_000
 
 
-# --- what the page is told ------------------------------------------------------------------------------------------------
+# --- what the page is told --------------------------------------------------------------------------------------------
 
 
 def _records(source: Any) -> dict[str, AttentionRecord]:
     return {"": source} if isinstance(source, AttentionRecord) else source.records
+
+
+def _layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """The chosen layers in rising order, counted from 0; None: all."""
+    if layers is None:
+        return list(range(depth))
+    if not len(layers) or any(not -depth <= layer < depth for layer in layers):
+        raise ValueError(f"layers must hold numbers from 0 to {depth - 1}, not {list(layers)}")
+    return sorted({layer % depth for layer in layers})
 
 
 def _title(records: dict[str, AttentionRecord]) -> str:
@@ -146,7 +163,9 @@ def _data(source: Any, layers: list[int], count: int, note: str) -> dict[str, An
 
 def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], count: int) -> dict[str, Any]:
     """Maps, predictions and the layers-by-heads overview of one model; its heads in the order of the reference's."""
-    matches = source.matches[name] if hasattr(source, "matches") else np.tile(np.arange(record.heads), (record.depth, 1))
+    matches = (
+        source.matches[name] if hasattr(source, "matches") else np.tile(np.arange(record.heads), (record.depth, 1))
+    )
     other = hasattr(source, "divergence") and name != source.reference
     overview = source.divergence[name] if other else record.entropy()[:count].mean(axis=0)
     heads = np.stack([record.maps[layer][:count, matches[layer]] for layer in layers], axis=1)
@@ -158,7 +177,7 @@ def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], c
         "gradient": None,
         "matches": matches[layers].tolist() if other else None,
         "overview": {
-            "title": f"divergence from {source.reference} (Jensen-Shannon)" if other else "entropy of the attention",
+            "title": f"Layers by heads: divergence from {source.reference}" if other else "Layers by heads: entropy",
             "values": np.round(overview[layers], 4).tolist(),
         },
         "predictions": None,

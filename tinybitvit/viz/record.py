@@ -12,8 +12,8 @@ from . import measures
 from .layout import Layout, Query
 
 CAVEAT = (
-    "Attention is not explanation: a map shows from which patches values were averaged, not what the prediction depends on"
-    " (Jain & Wallace 2019, arXiv 1902.10186)."
+    "Attention is not explanation: a map shows from which patches values were averaged, not what the prediction depends"
+    " on (Jain & Wallace 2019, arXiv 1902.10186)."
 )
 
 
@@ -21,14 +21,16 @@ CAVEAT = (
 class AttentionRecord:
     """The attention of every layer and head for a batch of N images; made by `attention`.
 
-    maps: a list with one float array (N, heads, T, T) a layer; row i of a T x T map holds the shares with which token i draws
-    on all tokens, and sums to 1. layout: which token is which patch. images: (N, H, W, C) as they were given. logits: (N,
-    classes), or None where the network has no head. classes: the labels in the order of the logits. gradients: as maps,
-    d(logit of the target class)/d(attention), or None. target: the class numbers (N,) of these gradients.
+    maps: a list with one float array (N, heads, T, T) a layer; row i of a T x T map holds the shares with which token i
+    draws on all tokens, and sums to 1. layout: which token is which patch. images: (N, H, W, C) as they were given.
+    logits: (N, classes), or None where the network has no head. classes: the labels in the order of the logits.
+    gradients: as maps, d(logit of the target class)/d(attention), or None. target: the class numbers (N,) of these
+    gradients.
 
-    Attention is not explanation. A map shows where a layer averaged values from; it does not show what these values held, what
-    the MLPs made of them, or what the prediction would be without them. Other maps can give the same output (Jain & Wallace
-    2019, arXiv 1902.10186; Wiegreffe & Pinter 2019, arXiv 1908.04626). To claim that a patch matters, change it and measure.
+    Attention is not explanation. A map shows where a layer averaged values from; it does not show what these values
+    held, what the MLPs made of them, or what the prediction would be without them. Other maps can give the same output
+    (Jain & Wallace 2019, arXiv 1902.10186; Wiegreffe & Pinter 2019, arXiv 1908.04626). To claim that a patch matters,
+    change it and measure.
     """
 
     maps: list[np.ndarray]
@@ -44,9 +46,11 @@ class AttentionRecord:
 
     def __repr__(self) -> str:
         rows, columns = self.layout.grid
-        extra = f", {self.layout.prefix} extra tokens" if self.layout.prefix else ""
-        gradients = ", gradients" if self.gradients else ""
-        return f"AttentionRecord({len(self)} images, {self.depth} layers, {self.heads} heads, {rows} x {columns} patches{extra}{gradients})"
+        parts = [f"{len(self)} images, {self.depth} layers, {self.heads} heads, {rows} x {columns} patches"]
+        parts += [f"{self.layout.prefix} extra tokens"] * (self.layout.prefix > 0) + ["gradients"] * bool(
+            self.gradients
+        )
+        return f"AttentionRecord({', '.join(parts)})"
 
     @property
     def depth(self) -> int:
@@ -60,7 +64,9 @@ class AttentionRecord:
     def probabilities(self) -> np.ndarray:
         """Softmax of the logits, float64 (N, classes)."""
         if self.logits is None:
-            raise RuntimeError("the network has no classification head, so there are no probabilities and no predictions")
+            raise RuntimeError(
+                "the network has no classification head, so there are no probabilities and no predictions"
+            )
         return softmax_array(np, self.logits.astype(np.float64))
 
     @property
@@ -85,11 +91,14 @@ class AttentionRecord:
     ) -> np.ndarray:
         """From which input patches each token draws after the layers start..stop-1, if layers did nothing but average.
 
-        residual: the weight r of the skip connection in r I + (1 - r) A (0.5 in Abnar & Zuidema 2020, arXiv 2005.00928);
-        discard: the share of each row's weakest links that is left out first; heads: how heads are fused. Early layers spread
-        evenly and wash out a rollout of all layers: a later `start` shows more.
+        residual: the weight r of the skip connection in r I + (1 - r) A (0.5 in Abnar & Zuidema 2020, arXiv
+        2005.00928); discard: the share of each row's weakest links that is left out first; heads: how heads are fused.
+        Early layers spread evenly and wash out a rollout of all layers: a later `start` shows more.
         """
-        fused = [measures.discard_weakest(measures.fuse_heads(a, heads), discard) for a in self._chosen(self.maps, start, stop)]
+        fused = [
+            measures.discard_weakest(measures.fuse_heads(a, heads), discard)
+            for a in self._chosen(self.maps, start, stop)
+        ]
         return measures.rollout(fused, residual)[-1]
 
     def gradient_rollout(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -98,32 +107,39 @@ class AttentionRecord:
         Needs a record with gradients: `attention(model, X, target=...)`. Formula: `measures.gradient_rollout`.
         """
         if self.gradients is None:
-            raise RuntimeError("this record has no gradients: record again with attention(model, X, target='predicted') or a class")
+            raise RuntimeError(
+                "this record has no gradients: record again with attention(model, X, target='predicted') or a class"
+            )
         chosen = self._chosen(self.maps, start, stop), self._chosen(self.gradients, start, stop)
         return measures.gradient_rollout(*chosen)[-1]
 
     def matrix(self, method: str | int = "rollout", layer: int = -1, **options: Any) -> np.ndarray:
         """The map (N, T, T) by the name of a method.
 
-        method: 'rollout' or 'gradient' (gradient-weighted rollout), both from the first layer up to and with `layer`; 'mean',
-        'max', 'min' or a head's number for that layer alone. options go to `rollout`.
+        method: 'rollout' or 'gradient' (gradient-weighted rollout), both from the first layer up to and with `layer`;
+        'mean', 'max', 'min' or a head's number for that layer alone. options go to `rollout`.
         """
         if method in ("rollout", "gradient"):
             run = self.rollout if method == "rollout" else self.gradient_rollout
             return run(stop=range(self.depth)[layer] + 1, **options)
         return self.layer(layer, method)
 
-    def image_map(self, method: str | int = "rollout", layer: int = -1, query: Query = None, **options: Any) -> np.ndarray:
+    def image_map(
+        self, method: str | int = "rollout", layer: int = -1, query: Query = None, **options: Any
+    ) -> np.ndarray:
         """One row of `matrix(method, layer)` laid out as the patch grid: (N, rows, columns).
 
-        query: a patch (row, column), 'cls' or a token number; None: what the classifier reads (class token or mean of patches).
+        query: a patch (row, column), 'cls' or a token number; None: what the classifier reads (class token or mean of
+        patches).
         """
         return self.layout.image_map(self.matrix(method, layer, **options), query)
 
     # --- numbers per head ---------------------------------------------------------------------------------------------
 
     def entropy(self) -> np.ndarray:
-        """Mean entropy of the patches' attention in bits, (N, layers, heads): 0 looks at one token, log2 T at all evenly."""
+        """Mean entropy of the patches' attention in bits, (N, layers, heads): 0 looks at one token, log2 T at all
+        evenly.
+        """
         return np.stack([measures.entropy(a[:, :, self.layout.prefix :]).mean(-1) for a in self.maps], axis=1)
 
     def distance(self, unit: str = "patches") -> np.ndarray:
@@ -153,12 +169,12 @@ class AttentionRecord:
         """The interactive page as one self-contained text, written to `path` if given; see `page.render`."""
         from . import page
 
-        return page.save(page.render({"": self}, layers=layers, max_images=max_images), path)
+        return page.save(page.render(self, layers=layers, max_images=max_images), path)
 
     def _repr_html_(self) -> str:
         from . import page
 
-        return page.frame({"": self})
+        return page.frame(self)
 
     def _chosen(self, layers: list, start: int, stop: int | None) -> list:
         chosen = layers[start:stop]

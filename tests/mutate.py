@@ -1,0 +1,463 @@
+"""A mutation run: would the tests notice if a line of the calculus were wrong?
+
+Every function of tinybitvit/ops and of tinybitvit/quant/ste.py, forward and backward, is changed in one place at a
+time: a sign flipped, a term or a factor dropped, a constant moved by 1 %, a comparison turned, a call left out, two
+gradients swapped. The cases of `op_cases` must notice each of these mutants. One that survives shows that a test is
+missing, or else computes the same as the original: those are listed in EQUIVALENT, each with its reason.
+
+    python tests/mutate.py                        all mutants; writes docs/mutation.md
+    python tests/mutate.py --sample 40            a random sample; writes nothing
+    python tests/mutate.py --only LayerNorm       the functions whose name contains this; writes nothing
+
+A mutant runs in a forked child of this process, in which only the code object of one function is replaced; two children
+at a time. The exit status is 1 if a mutant survived.
+"""
+
+import argparse
+import ast
+import copy
+import importlib
+import inspect
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS_EACH = 60
+CHILDREN = 2
+
+# Mutants that no test can tell from the original: (function, mutated statement) -> why.
+BLOCKS = "Blocks of any number of rows give the same rows; their size is a matter of speed."
+DENSE = "The same numbers in another memory layout: a matter of speed."
+TWO_AXES = "The arrays there have two axes, the last of which is axis 1."
+EQUIVALENT = {
+    ("MultiHeadAttention.backward", "gb = g[block].transpose(0, 2, 1, 3)"): DENSE,
+    **{
+        (f"MultiHeadAttention.{way}", f"for block in backend.row_blocks((n, {size}))"): BLOCKS
+        for way in ("forward", "backward")
+        for size in ("t", "heads * t", "t * t")
+    },
+    (
+        "split_heads",
+        "return qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4)",
+    ): DENSE,
+    (
+        "unbroadcast",
+        "return g.sum(axis=(*range(extra), *repeated), keepdims=False).reshape(shape)",
+    ): "The reshape that follows gives the same shape.",
+    (
+        "normalize_axis",
+        "axes = (axis,) if isinstance(axis, int) else axis",
+    ): "An axis that is no int is a tuple; tuple(axis) is for callers who pass a list.",
+    (
+        "Sigmoid.forward",
+        "y = ctx.xp.where(x > 0, x.dtype.type(1), z) / (1 + z)",
+    ): "They differ at x = 0 only, where z = e^0 = 1 and either branch gives 1.",
+    (
+        "CrossEntropy.forward",
+        "ctx.inputs = 2 if weight is None else 4",
+    ): "It cuts a tuple of three gradients, of which 3 is all.",
+    ("_soft_targets", "return target.astype(dtype, copy=True)"): "A copy has the same numbers.",
+    **{
+        ("_soft_targets", f"if not 0 <= {low} <= {high} < classes"): "int() of a NumPy integer has the same value."
+        for low, high in [("int(target.min())", "target.max()"), ("target.min()", "int(target.max())")]
+    },
+    (
+        "KLDiv.forward",
+        "log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(2)))",
+    ): "The logarithm is multiplied by the target, which is 0 there.",
+    (
+        "LayerNorm.forward",
+        "xp.subtract(rows[block], rows[block].mean(axis=1, keepdims=True), out=zb)",
+    ): TWO_AXES,
+    ("LayerNorm.backward", "out = xp.subtract(h, h.mean(axis=1, keepdims=True), out=dx[block])"): TWO_AXES,
+    ("mean_product", "return (xp.einsum('...i,...i->...', a, b) / a.shape[1])[..., None]"): TWO_AXES,
+    (
+        "GetItem.backward",
+        "if all((part is None and part is Ellipsis and isinstance(part, (int, slice)) for part in parts))",
+    ): "Never true, so that every index goes the general way, which adds up the same numbers more slowly.",
+    (
+        "Pad.forward",
+        "pairs = [(pad_width, pad_width)] * x.ndim if isinstance(pad_width, int) else pad_width",
+    ): "A list of the pairs is only there for callers who pass an iterator.",
+    (
+        "Pad.forward",
+        "ctx.inner = tuple((slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=False)))",
+    ): "That the lengths are equal was checked two lines above.",
+    ("binary_codes", "return (codes, beta, -u)"): "u enters the slope a(u / beta) alone, and every a is even.",
+}
+
+SWAPS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.BitAnd: ast.BitOr,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.GtE),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.LtE),
+}
+MODULES = {"xp", "ctx.xp", "backend", "backend.host", "math"}  # in `xp.exp(x)` these are not an operand
+
+
+# --- making mutants ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one function: `function` is "norm.Softmax.backward", `before` and `after` are the statement."""
+
+    function: str
+    line: int
+    before: str
+    after: str
+    code: object  # the code object of the changed function
+
+
+def swapped(operator):
+    found = SWAPS.get(type(operator), ())
+    return [new() for new in (found if isinstance(found, tuple) else (found,))]
+
+
+def variants(node):
+    """What to put in the place of a syntax node."""
+    if isinstance(node, ast.BinOp):
+        for op in swapped(node.op):
+            yield ast.BinOp(node.left, op, node.right)
+        if swapped(node.op):
+            yield node.left
+            if not isinstance(node.op, ast.Pow):
+                yield node.right
+    elif isinstance(node, ast.AugAssign):
+        for op in swapped(node.op):
+            yield ast.AugAssign(node.target, op, node.value)
+        yield ast.Pass()
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(swapped(node.op)[0], node.values)
+    elif isinstance(node, ast.Compare):
+        for i, old in enumerate(node.ops):
+            for op in swapped(old):
+                yield ast.Compare(node.left, [*node.ops[:i], op, *node.ops[i + 1 :]], node.comparators)
+    elif isinstance(node, ast.IfExp):
+        yield ast.IfExp(node.test, node.orelse, node.body)
+    elif isinstance(node, ast.If):
+        yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+    elif isinstance(node, ast.Constant):
+        yield from constant_variants(node.value)
+    elif isinstance(node, ast.Call):
+        yield from call_variants(node)
+    elif effect_only(node):
+        yield ast.Pass()
+    elif isinstance(node, ast.Return):
+        yield from return_variants(node)
+
+
+def effect_only(node):
+    """A statement that calls something or fills a part of an array: it can be left out and the rest still runs."""
+    if isinstance(node, ast.Assign):
+        return isinstance(node.targets[0], ast.Subscript)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+
+
+def constant_variants(value):
+    if isinstance(value, bool):
+        yield ast.Constant(not value)
+    elif isinstance(value, int):
+        yield ast.Constant(value + 1)
+    elif isinstance(value, float):
+        yield ast.Constant(value * 1.01)
+
+
+def call_variants(node):
+    """f(x, ...) without f, and x.f(...) without f."""
+    if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in MODULES:
+        yield node.func.value
+    elif node.args and not isinstance(node.args[0], ast.Starred | ast.GeneratorExp | ast.Constant):
+        yield node.args[0]
+
+
+def return_variants(node):
+    """Each returned value negated, and neighbours swapped."""
+    if not isinstance(node.value, ast.Tuple):
+        if node.value is not None:
+            yield ast.Return(ast.UnaryOp(ast.USub(), node.value))
+        return
+    values = node.value.elts
+    for i, value in enumerate(values):
+        if not isinstance(value, ast.Constant | ast.Starred):
+            yield ast.Return(ast.Tuple([*values[:i], ast.UnaryOp(ast.USub(), value), *values[i + 1 :]], ast.Load()))
+    for i in range(len(values) - 1):
+        yield ast.Return(ast.Tuple([*values[:i], values[i + 1], values[i], *values[i + 2 :]], ast.Load()))
+
+
+def header(statement):
+    """A statement as one line; of a compound one only what stands before its body."""
+    if isinstance(statement, ast.If | ast.For | ast.While | ast.With):
+        statement = copy.copy(statement)
+        statement.body, statement.orelse = [ast.Pass()], []
+        return ast.unparse(statement).removesuffix("\n    pass").removesuffix(":")
+    return " ".join(ast.unparse(statement).split())
+
+
+def places(statement):
+    """(parent, field, index or None, node) of every node of a statement that is not in a nested body."""
+    stack = [(statement, field) for field in reversed(statement._fields)]
+    while stack:
+        parent, field = stack.pop()
+        value = getattr(parent, field, None)
+        if isinstance(parent, ast.stmt) and field in ("body", "orelse"):
+            continue
+        for index, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(node, ast.AST):
+                yield parent, field, index, node
+                stack.extend((node, name) for name in reversed(node._fields))
+
+
+def statements(body):
+    """(list it stands in, index, statement), nested ones too; without docstrings and what a `raise` says."""
+    for index, statement in enumerate(body):
+        if isinstance(statement, ast.Raise) or (
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        ):
+            continue
+        yield body, index, statement
+        for nested in (getattr(statement, "body", []), getattr(statement, "orelse", [])):
+            yield from statements(nested)
+
+
+def mutants_of(name, function, path):
+    """Every Mutant of one function definition (its decorators and defaults are not mutated)."""
+    function = copy.deepcopy(function)
+    function.decorator_list = []
+
+    def mutant(before, after, line):
+        module = ast.fix_missing_locations(ast.Module([function], []))
+        code = next(c for c in compile(module, str(path), "exec").co_consts if inspect.iscode(c))
+        return Mutant(name, line, before, after, code)
+
+    for body, index, statement in list(statements(function.body)):
+        before = header(statement)
+        for new in list(variants(statement)):
+            body[index] = new
+            yield mutant(before, header(new), statement.lineno)
+            body[index] = statement
+        for parent, field, place, node in list(places(statement)):
+            if isinstance(parent, ast.UnaryOp) and isinstance(node, ast.Constant):
+                continue  # -1 becomes 1; to try -2 too would say no more about an axis, and nothing about reshape(-1)
+            for new in variants(node):
+                put(parent, field, place, new)
+                yield mutant(before, header(statement), statement.lineno)
+                put(parent, field, place, node)
+
+
+def put(parent, field, index, node):
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+def functions_of(path):
+    """(name, syntax of a function, the function object that runs) for every function and method of a module file."""
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            yield f"{path.stem}.{node.name}", node, getattr(module, node.name)
+        elif isinstance(node, ast.ClassDef):
+            for method in (n for n in node.body if isinstance(n, ast.FunctionDef)):
+                found = vars(getattr(module, node.name))[method.name]
+                yield f"{path.stem}.{node.name}.{method.name}", method, getattr(found, "__func__", found)
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+def load_checks():
+    """op -> the checks of the test files on it, cheapest first. The oracle's answers are computed here, once."""
+    import op_cases
+    import test_ops_torch as checks
+
+    from tinybitvit import backend
+
+    def small_blocks(case):
+        backend.BLOCK, before = 10, backend.BLOCK
+        try:
+            checks.check_value_and_gradients(case, "float64", "cpu")
+        finally:
+            backend.BLOCK = before
+
+    by_op = {}
+    for op in op_cases.FUNCTIONS:
+        cases, refused = op_cases.of_op(op), [row for row in op_cases.REFUSED if row[0] == op]
+        for case in cases:
+            case.oracle("float64"), case.oracle("float32")
+        by_op[op] = [
+            *(lambda c=c: checks.check_value_and_gradients(c, "float64", "cpu") for c in cases),
+            *(lambda r=r: checks.test_bad_input_is_refused(*r, "cpu") for r in refused),
+            *([lambda: checks.test_mean_of_nothing("cpu")] if op == "mean" else []),
+            *(lambda c=c: checks.check_one_gradient_at_a_time(c, "cpu") for c in cases if len(c.differentiable()) > 1),
+            *(lambda c=c: small_blocks(c) for c in cases),
+            *(lambda c=c: checks.check_value_and_gradients(c, "float32", "cpu") for c in cases),
+            *(lambda c=c: checks.check_memory_layout(c, "cpu") for c in cases),
+            *(lambda c=c: checks.check_without_recording(c, "cpu") for c in cases),
+        ]
+    return by_op
+
+
+def users(by_op):
+    """code object -> the ops whose checks run it."""
+    found = defaultdict(set)
+    for op, checks in by_op.items():
+        seen = set()
+        sys.setprofile(lambda frame, event, arg, seen=seen: seen.add(frame.f_code) if event == "call" else None)
+        try:
+            for check in checks:
+                check()
+        finally:
+            sys.setprofile(None)
+        for code in seen:
+            found[code].add(op)
+    return found
+
+
+def survives(function, mutant, checks):
+    """In a child: whether all checks pass with the mutant in place of the function."""
+    function.__code__ = mutant.code
+    try:
+        for check in checks:
+            check()
+    except BaseException:  # pytest's Failed is no Exception
+        return False
+    return True
+
+
+def run(jobs):
+    """Yield (job, survived) for jobs (function, mutant, checks), CHILDREN at a time."""
+    waiting, running = list(reversed(jobs)), {}
+    while waiting or running:
+        while waiting and len(running) < CHILDREN:
+            job = waiting.pop()
+            child = os.fork()
+            if not child:
+                signal.alarm(SECONDS_EACH)  # an endless loop ends in death by SIGALRM: noticed
+                os._exit(int(survives(*job)))
+            running[child] = job
+        child, status = os.wait()
+        yield running.pop(child), os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def owner(mutant):
+    """The op or helper that a row of the table stands for: forward and backward together."""
+    return mutant.function.removesuffix(".forward").removesuffix(".backward")
+
+
+def key(mutant):
+    """As in EQUIVALENT: without the name of the file."""
+    return mutant.function.partition(".")[2], mutant.after
+
+
+def report(results, seconds):
+    """docs/mutation.md: a row for each op and helper, the equivalent mutants with their reasons, the survivors."""
+    rows = defaultdict(Counter)
+    for mutant, survived in results:
+        verdict = "killed" if not survived else "equivalent" if key(mutant) in EQUIVALENT else "survived"
+        rows[owner(mutant)][verdict] += 1
+    total = sum(rows.values(), Counter())
+    lines = [
+        "# Mutation run",
+        "",
+        "Would the tests notice a wrong line of calculus? `python tests/mutate.py` changes each function of",
+        "`tinybitvit/ops` and `tinybitvit/quant/ste.py` in one place at a time (a sign, a term, a factor, a constant",
+        "by 1 %, a comparison, a call, the order of two gradients) and runs the cases of `tests/op_cases.py` on each.",
+        "This page is its output.",
+        "",
+        f"{total.total()} mutants: **{total['killed']} killed, {total['survived']} survived**,"
+        f" {total['equivalent']} are equivalent: they compute the same as the original (reasons below)."
+        f" {seconds:.0f} seconds on two cores.",
+        "",
+        "| op or helper | mutants | killed | equivalent | survived |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| `{name}` | {row.total()} | {row['killed']} | {row['equivalent'] or ''} | {row['survived'] or ''} |"
+            for name, row in rows.items()
+        ),
+        "",
+        "## Equivalent mutants",
+        "",
+    ]
+    lines += [
+        f"- `{f}`: `{after}`  \n  {EQUIVALENT[f, after]}"
+        for f, after in sorted({key(m) for m, s in results if s} & set(EQUIVALENT))
+    ]
+    left = sorted({(m.function, m.before, m.after) for m, s in results if s and key(m) not in EQUIVALENT})
+    if left:
+        lines += ["", "## Survivors", "", *(f"- `{f}`: `{before}` became `{after}`" for f, before, after in left)]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, help="run so many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--only", default="", help="functions whose name contains this")
+    options = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+    warnings.simplefilter("error")  # as pytest has it
+    import torch
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    by_op = load_checks()
+    ops_of = users(by_op)
+    jobs = []
+    for path in [*sorted((ROOT / "tinybitvit/ops").glob("*.py")), ROOT / "tinybitvit/quant/ste.py"]:
+        for name, syntax, function in functions_of(path):
+            checks = [check for op in by_op if op in ops_of[function.__code__] for check in by_op[op]]
+            if options.only in name:
+                jobs += [(function, mutant, checks) for mutant in mutants_of(name, syntax, path)]
+    stale = set(EQUIVALENT) - {key(mutant) for _, mutant, _ in jobs}
+    if options.sample:
+        jobs = random.Random(options.seed).sample(jobs, min(options.sample, len(jobs)))
+    print(f"{len(jobs)} mutants, {time.perf_counter() - start:.0f} s to prepare", flush=True)
+    results = []
+    for (_, mutant, _), survived in run(jobs):
+        results.append((mutant, survived))
+        if survived and key(mutant) not in EQUIVALENT:
+            print(f"survived: {mutant.function}, line {mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    survivors = [mutant for mutant, survived in results if survived and key(mutant) not in EQUIVALENT]
+    seconds = time.perf_counter() - start
+    print(f"{len(results)} mutants, {len(survivors)} survived, {seconds:.0f} s")
+    if not options.sample and not options.only:
+        for function, after in sorted(stale):
+            print(f"EQUIVALENT names a mutant that does not exist any more: {function}: {after}")
+        order = {mutant: i for i, (_, mutant, _) in enumerate(jobs)}
+        results.sort(key=lambda result: order[result[0]])
+        (ROOT / "docs/mutation.md").write_text(report(results, seconds), encoding="utf-8")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

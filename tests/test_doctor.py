@@ -1,0 +1,125 @@
+"""`tinybitvit doctor`: it passes here, and it finds what is broken."""
+
+import pytest
+
+from tinybitvit import doctor, ops, quant
+from tinybitvit.ops import Function
+from tinybitvit.train import Trainer
+
+
+def failures(capsys):
+    """Exit status, and the lines that say FAILED by the name of their check."""
+    status = doctor.run()
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = [line for line in captured.out.splitlines() if line.startswith("  ") and "FAILED: " in line]
+    return status, {line.partition("FAILED: ")[0].strip(): line.partition("FAILED: ")[2] for line in lines}
+
+
+def spoiled(function, change):
+    """The function with another backward: change(gradients) instead of the gradients."""
+
+    class Spoiled(function):
+        @staticmethod
+        def backward(ctx, g):
+            return change(function.backward(ctx, g))
+
+    return Spoiled
+
+
+def test_everything_passes(capsys):
+    assert doctor.run() == 0
+    out = capsys.readouterr().out
+    for name in (*doctor.PACKAGES, "python", "BLAS", "cores", "device", "tinybitvit"):
+        assert f"\n{name} " in f"\n{out}"
+    for name in (*ops.OPS, *quant.OPS, *(f"packed layer ({bits:g} bits)" for bits in quant.WEIGHT_BITS[1:])):
+        assert f"\n  {name} " in out
+    checks = out.count("  ok\n")
+    assert out.endswith(f"all {checks} checks passed\n") and checks > len(ops.OPS) + len(quant.OPS)
+
+
+def test_every_operation_has_a_case():
+    assert {doctor.operation_of(label) for label in doctor.operation_cases()} == set(ops.OPS)
+
+
+def test_an_operation_without_a_case_fails(monkeypatch, capsys):
+    monkeypatch.setitem(ops.OPS, "new", Function)
+    status, found = failures(capsys)
+    assert status == 1 and list(found) == ["new"] and "operation_cases" in found["new"]
+
+
+@pytest.mark.parametrize("name", ops.OPS)
+def test_a_wrong_backward_is_found(name):
+    """For each operation alone, because a wrong one would spoil the training check too."""
+    for label, case in doctor.operation_cases().items():
+        if doctor.operation_of(label) == name:
+            wrong = spoiled(ops.OPS[name], lambda grads: tuple(None if d is None else d * 1.001 for d in grads))
+            with pytest.raises(AssertionError, match="gradient of input"):
+                doctor.check_operation(wrong, label, *case)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, v) for name in quant.OPS for v in doctor.QUANTISERS.get(name, doctor.ste.STE)]
+)
+@pytest.mark.parametrize("factor", [0.0, 1.001, -1.0])
+def test_a_wrong_straight_through_gradient_is_found(name, variant, factor):
+    doctor.check_quantiser(name, quant.OPS[name], variant)
+    wrong = spoiled(quant.OPS[name], lambda grads: tuple(d * factor for d in grads))
+    with pytest.raises(AssertionError, match="gradient of input 0"):
+        doctor.check_quantiser(name, wrong, variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("binary", "clipped"), ("ternary", "ede"), ("nbit", "clipped")])
+def test_another_variants_gradient_is_found(name, variant):
+    """What looks right, and is the slope of another surrogate."""
+
+    class Other(quant.OPS[name]):
+        @staticmethod
+        def forward(ctx, w, *, ste, **params):
+            return quant.OPS[name].forward(ctx, w, ste="identity", **params)
+
+    with pytest.raises(AssertionError, match="gradient of input 0"):
+        doctor.check_quantiser(name, Other, variant)
+
+
+def test_wrong_unpacking_is_found(monkeypatch, capsys):
+    unpack = quant.unpack
+    monkeypatch.setattr(quant, "unpack", lambda *arguments: -unpack(*arguments))
+    status, found = failures(capsys)
+    assert status == 1 and set(found) == {f"pack and unpack ({layout})" for layout in quant.LAYOUTS}
+
+
+def test_a_wrong_packed_layer_is_found(monkeypatch, capsys):
+    forward = quant.PackedLinear.forward
+    monkeypatch.setattr(quant.PackedLinear, "forward", lambda self, x: forward(self, x) * 1.001)
+    status, found = failures(capsys)
+    assert status == 1 and set(found) == {f"packed layer ({bits:g} bits)" for bits in quant.WEIGHT_BITS[1:]}
+
+
+def test_training_that_does_not_learn_is_found(monkeypatch, capsys):
+    losses = iter(range(10))
+    monkeypatch.setattr(Trainer, "step", lambda self, x, y: float(next(losses)))
+    status, found = failures(capsys)
+    assert status == 1 and list(found) == ["training lowers the loss"]
+
+
+def test_an_error_of_any_kind_becomes_one_line():
+    def check():
+        raise KeyError("two\nlines")
+
+    assert doctor.problem(check) == r"KeyError: 'two\nlines'"
+
+
+def test_environment_names_what_is_missing_or_slow(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    lines = dict(doctor.environment())
+    assert lines["no-such-package"] == "MISSING: pip install no-such-package"
+    assert "OPENBLAS_CORETYPE=Haswell" in lines["note"]
+
+
+def test_device_says_why_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(doctor.backend, "cuda_problem", lambda: "no driver")
+    assert doctor.device() == "cpu (no GPU: no driver)"
+    monkeypatch.setattr(doctor.backend, "cuda_problem", lambda: None)
+    assert doctor.device().startswith("cuda")

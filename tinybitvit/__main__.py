@@ -1,0 +1,8 @@
+"""`python -m tinybitvit` is the command `tinybitvit`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The command `tinybitvit`: study, train, predict, inspect, export, attention, doctor.
+
+What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
+"""
+
+import argparse
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+
+DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
+# What a user can cause or mend: one sentence instead of a traceback. Anything else is a bug and shows where.
+ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status: 0, 1 (a check failed), 2 (bad input) or 130 (stopped by Ctrl-C)."""
+    args = build_parser().parse_args(argv)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # nobody waits for news of its font cache on stderr
+    try:
+        status = args.command(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe left, as in `tinybitvit doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ERRORS as error:
+        print(f"tinybitvit: {sentence(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split())
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="tinybitvit", description="Low-bit Vision Transformers from scratch: train, compare, look inside."
+    )
+    parser.add_argument("--version", action="version", version=f"tinybitvit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    p = add(commands, study, "train the same ViT at several bit widths and compare them in a report")
+    p.add_argument("dataset", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)")
+    p.add_argument(
+        "--bits", nargs="+", type=number, default=[32, 1.58, 1], help="bit widths of the weights (default: 32 1.58 1)"
+    )
+    p.add_argument(
+        "--out", metavar="DIR", help="folder for report.html, results.json and figures (default: study-DATASET)"
+    )
+    add_training_arguments(p)
+
+    p = add(commands, train, "train one model and save it")
+    p.add_argument("dataset", help=DATA_HELP)
+    p.add_argument("--bits", type=number, default=1.58, help="bit width of the weights (default: %(default)s)")
+    p.add_argument("--out", metavar="FILE", default="model.safetensors", help="where to save it (default: %(default)s)")
+    p.add_argument(
+        "--packed", action="store_true", help="save packed bits only: small, but training cannot go on from it"
+    )
+    add_training_arguments(p)
+
+    p = add(commands, predict, "name the class of pictures")
+    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    p.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="picture files; they are stretched to the model's image size"
+    )
+
+    p = add(commands, attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    p.add_argument(
+        "--out",
+        metavar="FILE",
+        default="attention.html",
+        help="page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)",
+    )
+
+    p = add(commands, inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
+    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+
+    add(commands, doctor, "print versions and device, and check every operation on this machine")
+    return parser
+
+
+def add(commands, command, text: str) -> Parser:
+    """The parser of a subcommand, named like the function that runs it."""
+    p = commands.add_parser(command.__name__, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    p.set_defaults(command=command)
+    return p
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+MODEL_OPTIONS = {
+    "epochs": (count, "passes over the training images"),
+    "batch_size": (count, "images in one update"),
+    "lr": (positive, "peak learning rate"),
+    "dim": (count, "channels of a token"),
+    "depth": (count, "number of blocks"),
+    "heads": (count, "attention heads in a block"),
+    "mlp_ratio": (positive, "width of the MLP divided by dim"),
+    "patch_size": (count, "side of a patch in pixels"),
+}
+
+
+def add_training_arguments(p: Parser) -> None:
+    p.add_argument(
+        "--train-size", type=count, metavar="N", help="train on N images, classes in proportion (default: all)"
+    )
+    p.add_argument("--test-size", type=count, metavar="N", help="test on N images (default: all)")
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch the images of a folder to N x N pixels")
+    p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
+    group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
+    for name, (kind, text) in MODEL_OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    group.add_argument(
+        "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
+    )
+
+
+def number(text: str) -> float:
+    """A bit width: 32 stays a whole number, 1.58 a fraction."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no bit width such as 32, 1.58 or 1; the data set comes first"
+        ) from None
+    return int(value) if value.is_integer() else value
+
+
+def data_arguments(args: argparse.Namespace) -> dict:
+    return {name: getattr(args, name) for name in ("train_size", "test_size", "seed", "image_size")}
+
+
+def model_arguments(args: argparse.Namespace) -> dict:
+    """Those that were given; the others have their defaults elsewhere."""
+    given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}
+    return {**given, "device": args.device}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def study(args: argparse.Namespace) -> int:
+    from .study import run_study
+
+    results = run_study(args.dataset, args.bits, out=args.out, **data_arguments(args), **model_arguments(args))
+    return INTERRUPTED if results["interrupted"] else 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from .study import PRESETS, load_data, measure, open_folder, train_model
+
+    out = Path(args.out)
+    data = load_data(args.dataset, **data_arguments(args))
+    open_folder(out.parent)
+    print(data, flush=True)
+    options = {**PRESETS.get(args.dataset, {}), **model_arguments(args), "bits": args.bits, "random_state": args.seed}
+    model, seconds = train_model(data, **options)
+    model.save(out, packed=args.packed)
+    found = measure(model, data, model.predict(data.X_test))
+    print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
+    print(f"written: {out} ({out.stat().st_size:,} bytes)")
+    return INTERRUPTED if model.interrupted_ else 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    model = tb.load(args.model)
+    for path in args.images:
+        probabilities = model.predict_proba(read_image(path, model.image_shape_)[None])[0]
+        best = probabilities.argmax()
+        print(f"{path}  {model.classes_[best]}  {probabilities[best]:.3f}", flush=True)
+    return 0
+
+
+def read_image(path: str, shape: tuple[int, int, int]):
+    """A picture as the model takes it: (H, W, C) uint8, stretched to that size, made grey or RGB."""
+    import numpy as np
+
+    from .data.folder import _read
+
+    image = _read(Path(path), shape[:2])
+    if shape[2] == 1 and image.shape[2] == 3:
+        image = np.rint(image @ (0.299, 0.587, 0.114))[..., None].astype(np.uint8)  # luma, as Pillow's "L"
+    return np.broadcast_to(image, shape)
+
+
+def attention(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    print("written:", tb.viz.attention_files(tb.load(args.model), args.images, args.out))
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from .report import align
+
+    cells = [["layer", "shape", "bits", "layout", "bytes", "bits a weight", "zeros"]]
+    for row in tb.quant.describe(tb.load(args.model).model_):
+        shape = " x ".join(map(str, row.shape))
+        size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
+        cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
+    print(align(cells))
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from .doctor import run
+
+    return run()

@@ -1,0 +1,137 @@
+"""Files of named arrays in the safetensors format: whole or absent when written, checked to the last bit when read.
+
+safetensors stores a header (names, dtypes, shapes, text) and the bytes of the arrays, and nothing that could be run. It
+has no checksum, so files of this library carry a sha256 over names, dtypes, shapes, values and metadata.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .backend import host as np
+
+FORMAT, VERSION = "tinybitvit", 1
+AGAIN = "copy or download the file again, or save it again from the model"
+
+# dtypes of the format that NumPy knows too, by the format's name; BF16 is read as float32.
+DTYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
+    **{f"I{n}": f"<i{n // 8}" for n in (8, 16, 32, 64)},
+    **{f"U{n}": f"<u{n // 8}" for n in (8, 16, 32, 64)},
+}
+
+
+class CheckpointError(ValueError):
+    """A model file is missing, damaged, foreign, too new, or of another model; the message says what to do."""
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> None:
+    """Put `data` at `path` in one step: a reader sees the old file or the new one, also after a crash.
+
+    A failure leaves the old file as it was and nothing beside it. Raises CheckpointError.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"cannot write {path}: {reason}; choose a file name in a folder you can write to") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def tensor_bytes(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of NumPy arrays and text."""
+    import safetensors.numpy
+
+    # safetensors 0.8.0 writes wrong values for arrays that are not C-contiguous; ascontiguousarray would add an axis to 0-d.
+    return safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, dict(metadata))
+
+
+def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Save NumPy arrays and metadata (anything that JSON can hold) so that `read_safetensors` gives back the same, or says that it cannot.
+
+    Raises CheckpointError where the file cannot be written, and ValueError for what the format cannot hold.
+    """
+    for name, array in arrays.items():
+        if array.dtype.newbyteorder("=") not in map(np.dtype, DTYPES.values()):
+            raise ValueError(f"{name} has dtype {array.dtype}: files hold floats, integers and bools of 64 bits at most")
+    text = json.dumps(metadata, allow_nan=False)
+    header = {"format": FORMAT, "version": str(VERSION), "metadata": text, "sha256": digest(arrays, text)}
+    write_file(path, tensor_bytes(arrays, header))
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays, metadata) of a file that `write_safetensors` wrote. Raises CheckpointError for everything else."""
+    header = read_header(path)
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by TinyBitViT; for other ViT files use tb.models.from_pretrained")
+    if header.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path} has format version {header.get('version')}, and this TinyBitViT reads version {VERSION}: "
+            "install the version of TinyBitViT that wrote the file, or a newer one"
+        )
+    arrays = read_arrays(path)
+    if digest(arrays, header.get("metadata", "")) != header.get("sha256"):
+        raise CheckpointError(f"{path} is damaged (its sha256 is not the one it was saved with): {AGAIN}")
+    try:
+        return arrays, json.loads(header["metadata"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has metadata that cannot be read ({error}): {AGAIN}") from error
+
+
+def read_header(path: str | os.PathLike) -> dict[str, str]:
+    """The text in the header of any safetensors file, without reading the arrays. Raises CheckpointError."""
+    import safetensors
+
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give the name of the .safetensors file in it")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}: check the name and the folder") from error
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
+    """The arrays of any safetensors file, their sizes checked against the file's first. Raises CheckpointError.
+
+    The file is read, not mapped: a mapped file that another program cuts short would kill this one.
+    """
+    import safetensors
+
+    try:
+        entries = safetensors.deserialize(Path(path).read_bytes())
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
+    arrays = {}
+    for name, entry in entries:
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; save it as float32, float16 or bfloat16")
+        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype("<u4") << 16).view("<f4")
+        arrays[name] = array
+    return arrays
+
+
+def digest(arrays: Mapping[str, Any], text: str) -> str:
+    """sha256 over the metadata and every array's name, dtype, shape and values."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        total.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
+        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view("uint8"))
+    return total.hexdigest()

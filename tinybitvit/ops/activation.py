@@ -1,0 +1,125 @@
+"""Activation functions: the elementwise functions that networks put between their matrix products."""
+
+import math
+
+from .. import backend
+from .base import Function
+
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+class Tanh(Function):
+    """y = tanh x
+
+    dy/dx = 1 - y^2.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = ctx.xp.tanh(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g * (1 - y * y),)
+
+
+class Sigmoid(Function):
+    """y = 1 / (1 + e^-x), computed from z = e^-|x|, which cannot overflow: 1 / (1 + z) for x >= 0, else z / (1 + z)
+
+    dy/dx = y (1 - y).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        z = ctx.xp.exp(-ctx.xp.abs(x))
+        y = ctx.xp.where(x >= 0, x.dtype.type(1), z) / (1 + z)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved
+        return (g * (y * (1 - y)),)
+
+
+class Relu(Function):
+    """y = max(x, 0)
+
+    dy/dx = 1 where x > 0, else 0 (at x = 0 the subgradient 0, as PyTorch has it).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return ctx.xp.maximum(x, 0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved
+        return (g * (x > 0),)
+
+
+class Gelu(Function):
+    """y = x P(X <= x), X standard normal = x (1 + erf(x / sqrt 2)) / 2; Hendrycks & Gimpel 2016 (arXiv 1606.08415)
+
+    approximate="tanh": y = x (1 + t) / 2 with t = tanh u, u = sqrt(2/pi) (x + 0.044715 x^3).
+    Exact: dy/dx = (1 + erf(x / sqrt 2)) / 2 + x e^(-x^2/2) / sqrt(2 pi).
+    Tanh:  dy/dx = (1 + t) / 2 + x (1 - t^2) u' / 2, u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
+    The slope is computed while x is at hand and kept instead of x: one array, and backward is one product.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *, approximate="none"):
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
+        gelu = _gelu_tanh if approximate == "tanh" else _gelu_erf
+        flat = x.reshape(-1, 1)
+        y = ctx.xp.empty_like(flat)
+        slope = ctx.xp.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for block in backend.row_blocks(flat.shape):
+            gelu(ctx.xp, flat[block], y[block], None if slope is None else slope[block])
+        if slope is not None:
+            ctx.save(slope.reshape(x.shape))
+        return y.reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx, g):
+        (slope,) = ctx.saved
+        return (g * slope,)
+
+
+def _gelu_erf(xp, x, y, slope):
+    """Write y and, unless it is None, dy/dx for a block x."""
+    cdf = backend.erf(x * math.sqrt(0.5))
+    cdf += 1
+    cdf *= 0.5
+    xp.multiply(x, cdf, out=y)
+    if slope is not None:
+        xp.multiply(x, -0.5 * x, out=slope)
+        xp.exp(slope, out=slope)
+        slope *= x
+        slope *= 1 / math.sqrt(2 * math.pi)
+        slope += cdf
+
+
+def _gelu_tanh(xp, x, y, slope):
+    """The same by the tanh formula: h = (1 + t) / 2 gives 1 - t^2 = 4 h (1 - h), so dy/dx = h (1 + 2 x u' (1 - h))."""
+    square = x * x
+    h = square * (0.044715 * SQRT_2_OVER_PI)
+    h += SQRT_2_OVER_PI
+    h *= x  # u
+    xp.tanh(h, out=h)
+    h *= 0.5
+    h += 0.5
+    xp.multiply(x, h, out=y)
+    if slope is not None:
+        square *= 6 * 0.044715 * SQRT_2_OVER_PI
+        square += 2 * SQRT_2_OVER_PI  # 2 u'
+        square *= x
+        xp.subtract(1, h, out=slope)
+        slope *= square
+        slope += 1
+        slope *= h

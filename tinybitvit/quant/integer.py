@@ -1,0 +1,136 @@
+"""The arithmetic of a low-bit linear layer at inference: whole numbers in, whole numbers summed, one scale at the end.
+
+y = s_x s_w (c Q^T) + b with the integer codes c of the input, one step s_x a token, and Q of the weight, one scale
+s_w a row. The codes are kept in floats, because NumPy multiplies integer matrices without BLAS; the sum c Q^T of
+whole numbers has no rounding error there, so it does not depend on layout, tiles, blocks or threads.
+"""
+
+import math
+import threading
+from itertools import pairwise
+
+from ..ops.norm import mean_product
+from .pack import Array
+from .ste import EPS, binary_codes
+
+# Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
+ROWS, BLOCK = 4096, 2**16
+# Whole numbers up to here are exact in float32, in any order of summation.
+EXACT = 2**24
+
+
+class _Scratch(threading.local):
+    """Arrays that a thread uses again from call to call: workers of `Trainer.predict` run a layer at the same time."""
+
+    def __init__(self):
+        self.buffers = {}
+
+    def array(self, xp, use, shape, dtype):
+        size = math.prod(shape)
+        buffer = self.buffers.get((xp, use, dtype))
+        if buffer is None or buffer.size < size:
+            buffer = self.buffers[xp, use, dtype] = xp.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+
+scratch = _Scratch()
+
+
+def integer_linear(
+    xp, x: Array, tiles, scale: Array, bias: Array | None, activation_bits: int | None, largest: int, norm
+):
+    """The layer on plain arrays: x (..., K) -> (..., out).
+
+    tiles: [(slice of the out features, function returning their weight codes (n, K) as floats)]; scale (out,) or
+    (1,); bias (out,) or None; largest: the largest magnitude of a weight code; norm: an RMSNorm on x, or None.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = xp.empty((len(rows), tiles[-1][0].stop), x.dtype)
+    limit = exact_columns(activation_bits, largest, x.dtype)
+    for part in even_slices(len(rows), ROWS):
+        codes, step = input_codes(xp, rows[part], activation_bits, norm)
+        for columns, tile in tiles:
+            accumulate(xp, codes, tile(), limit, out=y[part, columns])
+        rescale(y[part], step, scale, bias)
+    return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[Array, Array | None]:
+    """Integer codes of norm(x), x (T, K), as floats, and their step (T, 1): what `BitLinear.input_codes` gives.
+
+    Without activation_bits norm(x) itself, and None. The codes lie in memory that the next call of this thread reuses.
+    """
+    if activation_bits is None and norm is None:
+        return x, None
+    codes = scratch.array(xp, "codes", x.shape, x.dtype)
+    step: Array = None if activation_bits is None else xp.empty((len(x), 1), x.dtype)
+    for part in even_slices(len(x), BLOCK // max(1, x.shape[1])):
+        block, out = x[part], codes[part]
+        if norm is not None:
+            block = rms_norm_into(xp, block, norm.weight.data, norm.eps, out)
+        if activation_bits == 1:
+            out[...], step[part], _ = binary_codes(xp, block, centre=False)
+        elif activation_bits is not None:
+            step[part] = absmax_codes_into(xp, block, activation_bits, out)
+    return codes, step
+
+
+def rescale(y: Array, step: Array | None, scale: Array, bias: Array | None) -> None:
+    """Accumulators (T, out) to outputs, in place: y = s_x s_w y + b."""
+    for part in even_slices(len(y), BLOCK // max(1, y.shape[1])):
+        block = y[part]
+        if step is not None:
+            block *= step[part]
+        block *= scale
+        if bias is not None:
+            block += bias
+
+
+def exact_columns(activation_bits: int | None, largest: int, dtype) -> int | None:
+    """Over how many columns K products of codes sum up exactly in `dtype`; None: over all that fit in memory."""
+    if activation_bits is None or dtype != "float32":
+        return None
+    return (EXACT - 1) // (largest * max(1, 2 ** (activation_bits - 1) - 1))
+
+
+def accumulate(xp, codes: Array, tile: Array, limit: int | None, out: Array) -> None:
+    """out = codes (T, K) tile^T, tile (n, K): whole numbers summed by a float GEMM, exactly; see `exact_columns`.
+
+    Where K is too long for float32, parts of it are summed in float64.
+    """
+    K = codes.shape[1]
+    if limit is None or limit >= K:
+        xp.matmul(codes, tile.T, out=out)
+    else:
+        starts = range(0, K, limit)
+        out[...] = sum((codes[:, k : k + limit] @ tile[:, k : k + limit].T).astype("float64") for k in starts)
+
+
+def even_slices(n: int, size: int) -> list[slice]:
+    """0 .. n in slices of `size` at most (and 1 at least), all about equally long: a short last one would be slow."""
+    count = -(-n // max(1, size))
+    edges = [n * i // count for i in range(count + 1)] if count else []
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def rms_norm_into(xp, x: Array, weight: Array, eps: float, out: Array) -> Array:
+    """`ops.norm.RMSNorm` of x (T, K), operation for operation, in `out`."""
+    inverse = mean_product(xp, x, x)
+    inverse += eps
+    inverse = 1 / xp.sqrt(inverse)
+    xp.multiply(x, inverse, out=out)
+    out *= weight
+    return out
+
+
+def absmax_codes_into(xp, x: Array, bits: int, out: Array) -> Array:
+    """`ste.absmax_codes` of x (T, K) without new arrays: codes to `out`, which may be x; returns the step (T, 1)."""
+    top = 2 ** (bits - 1) - 1
+    size = scratch.array(xp, "size", x.shape, x.dtype)
+    xp.abs(x, out=size)
+    # Floats that are not negative order as their bits do, and a row maximum of integers takes half the time.
+    size = size.view(f"int{8 * x.itemsize}").max(axis=-1, keepdims=True).view(x.dtype)
+    size = xp.maximum(size, x.dtype.type(EPS))
+    xp.multiply(x, top / size, out=out)
+    xp.rint(out, out=out)
+    return size / top

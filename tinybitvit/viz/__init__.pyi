@@ -1,0 +1,16 @@
+from . import measures as measures
+from .attention_plots import plot_attention as plot_attention
+from .attention_plots import plot_comparison as plot_comparison
+from .attention_plots import plot_damage as plot_damage
+from .attention_plots import plot_heads as plot_heads
+from .attention_plots import plot_statistics as plot_statistics
+from .compare import AttentionComparison as AttentionComparison
+from .compare import compare_attention as compare_attention
+from .files import attention_files as attention_files
+from .layout import Layout as Layout
+from .observe import attention as attention
+from .record import AttentionRecord as AttentionRecord
+from .study_plots import plot_confusion as plot_confusion
+from .study_plots import plot_history as plot_history
+from .study_plots import plot_predictions as plot_predictions
+from .study_plots import plot_weights as plot_weights

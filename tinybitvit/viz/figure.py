@@ -1,0 +1,115 @@
+"""What all plots share. Only the plotting modules of `tinybitvit.viz` import matplotlib, and none touches pyplot's
+global state.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .images import display_images
+
+SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"  # both can be read by the colour-blind
+# Okabe & Ito's palette: eight hues that the colour-blind can tell apart; here without black and the pale yellow.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+class Picture(Figure):
+    """A matplotlib Figure that a notebook shows without pyplot; save it with `savefig(path)`."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def new_figure(width: float, height: float) -> Picture:
+    """An empty figure of so many inches that leaves its labels room."""
+    return Picture(figsize=(width, height), layout="compressed")
+
+
+def show_image(ax: Axes, image: np.ndarray) -> None:
+    """An RGB image without ticks."""
+    ax.imshow(image)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def show_map(ax: Axes, image: np.ndarray, values: np.ndarray, norm: Normalize, cmap: str = SEQUENTIAL) -> None:
+    """A map (rows, columns) of patches over its RGB image, which is grey and of low contrast so as to leave the colours
+    alone.
+    """
+    height, width = image.shape[:2]
+    ax.imshow(image.mean(axis=2), cmap="gray", vmin=-128, vmax=384)
+    ax.imshow(values, cmap=cmap, norm=norm, alpha=0.85, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def mark_patch(ax: Axes, patch: tuple[int, int], size: tuple[int, int]) -> None:
+    """A frame around one patch; size: its (height, width) in pixels."""
+    corner = patch[1] * size[1] - 0.5, patch[0] * size[0] - 0.5
+    for color, width in (("black", 3.5), ("white", 1.5)):
+        ax.add_patch(Rectangle(corner, size[1], size[0], fill=False, edgecolor=color, linewidth=width))
+
+
+def color_bar(
+    figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, cmap: Any = SEQUENTIAL, ticks: Any = None
+) -> None:
+    """A horizontal colour bar below the given axes, which all have this scale."""
+    axes = list(axes)
+    columns = {ax.get_subplotspec().colspan.start for ax in axes}
+    width = figure.get_figwidth() * len(columns) / axes[0].get_gridspec().ncols
+    # the layout takes a bar's height from its aspect: about 0.13 inches whatever the width
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=axes, location="bottom", aspect=width / 0.13, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    if ticks is not None:
+        bar.set_ticks(ticks)
+    else:
+        bar.ax.locator_params(nbins=5)
+
+
+def scale_of(maps: Sequence[np.ndarray], stretch: bool = False) -> Normalize:
+    """One scale for all maps, from 0 (stretch: from the smallest value) to the largest."""
+    low = min(float(m.min()) for m in maps) if stretch else 0.0
+    return Normalize(low, max(max(float(m.max()) for m in maps), low + 1e-9))
+
+
+def scale_around_zero(maps: Sequence[np.ndarray]) -> Normalize:
+    """One scale for all maps, symmetric about 0."""
+    span = max(max(float(np.abs(m).max()) for m in maps), 1e-9)
+    return Normalize(-span, span)
+
+
+def layers_by_heads(ax: Axes, values: np.ndarray, norm: Normalize, title: str, texts: np.ndarray | None = None) -> None:
+    """Values (layers, heads) as a grid of colours, with the texts (layers, heads) in its cells where there is room."""
+    ax.imshow(values, cmap=SEQUENTIAL, norm=norm, aspect="auto")
+    ax.set(title=title, xlabel="head", ylabel="layer")
+    ax.set_xticks(range(values.shape[1]))
+    ax.set_yticks(range(values.shape[0]))
+    if texts is not None and values.shape[1] <= 8:
+        write_cells(ax, texts, norm(values) > 0.6)
+
+
+def write_cells(ax: Axes, texts: np.ndarray, light: np.ndarray, size: float = 8) -> None:
+    """A text in each cell of a grid of colours: black where the colour is light, else white."""
+    for (row, column), text in np.ndenumerate(texts):
+        ax.text(
+            column, row, text, ha="center", va="center", fontsize=size, color="black" if light[row, column] else "white"
+        )
+
+
+def chosen_images(images: np.ndarray, numbers: Sequence[int] | None, most: int = 4) -> tuple[list[int], np.ndarray]:
+    """The numbers of the images to show (None: the first few) and the images as RGB (n, H, W, 3)."""
+    count = len(images)
+    numbers = list(range(min(most, count))) if numbers is None else [int(i) for i in numbers]
+    if not numbers or any(not -count <= i < count for i in numbers):
+        raise ValueError(f"images must hold numbers from 0 to {count - 1}, not {numbers}")
+    return numbers, display_images(images)[numbers]

@@ -1,0 +1,61 @@
+"""Image files in, a picture or a page out: what the command `tinybitvit attention` does."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..data import Normalize
+from ..data.folder import _read as read_image
+from .compare import compare_attention
+from .observe import attention
+
+
+def attention_files(
+    model: Any,
+    paths: Sequence[str | PathLike],
+    out: str | PathLike,
+    *,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
+) -> Path:
+    """Write what a model attends to in image files, as an interactive page (out ends in .html) or a picture (.png,
+    .pdf, .svg).
+
+    model: a fitted `tb.ViT`, a `VisionTransformer`, or a dict from names to such models, which are compared. Images are
+    stretched to the model's size. mean, std: the normalisation of a VisionTransformer's input, for pixels in 0..1 (a
+    tb.ViT has its own; 0.5 is that of the published ViTs). Returns the path. Raises DataError for a file that is no
+    image.
+    """
+    out = Path(out)
+    if out.suffix not in (".html", ".png", ".pdf", ".svg"):
+        raise ValueError(f"{out} must end in .html, .png, .pdf or .svg: the ending chooses what is written")
+    if not paths:
+        raise ValueError("give at least one image file")
+    models = dict(model) if isinstance(model, Mapping) else {"": model}
+    first = next(iter(models.values()))
+    X = _load(first, paths)
+    if not hasattr(first, "_prepare"):
+        X = Normalize(mean, std)(X)
+    several = len(models) > 1
+    result = compare_attention(models, X) if several else attention(first, X)
+    if out.suffix == ".html":
+        result.to_html(out)
+    else:
+        result.plot(images=range(len(X))).savefig(out, dpi=150)
+    return out
+
+
+def _load(model: Any, paths: Sequence[str | PathLike]) -> np.ndarray:
+    """The files as uint8 images (N, H, W, C) of the shape that the model takes."""
+    if hasattr(model, "image_shape_"):
+        height, width, channels = model.image_shape_
+    else:
+        (height, width), channels = F.as_pair(model.config["image_size"]), model.config["in_channels"]
+    images = [read_image(Path(path), (height, width)) for path in paths]
+    if channels == 1:
+        return np.stack([np.rint(image.mean(axis=2, keepdims=True)).astype(np.uint8) for image in images])
+    return np.stack([np.broadcast_to(image, (height, width, channels)) for image in images])
