@@ -38,9 +38,9 @@ def sign_surrogate(v, ste, width, temperature):
         return v
     if ste == "clipped":
         return v.clamp(-width, width)
-    if ste == "approx_sign":  # a parabola on either side of 0, from -1 to 1 over a width of 2
+    if ste == "approx_sign":  # a parabola on either side of 0, from -1 to 1 between -width and width
         z = (v / width).clamp(-1, 1)
-        return width * (2 * z - z * z.abs())
+        return 2 * z - z * z.abs()
     if ste == "ede":
         return max(1 / temperature, 1) * torch.tanh(temperature * v)
     raise NotImplementedError(ste)

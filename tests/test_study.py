@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tinybitvit import report, study
 from tinybitvit.data import DataError, Dataset
+from tinybitvit.files import CheckpointError
 from tinybitvit.train import loop
 
 TINY = {"dim": 16, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_size": 40}
@@ -265,19 +267,19 @@ def test_ctrl_c_reports_what_is_done(epoch, epochs_of_models, no_figures, monkey
 
 def full_disk(monkeypatch, after):
     """From the write with this number on, the disk is full."""
-    fsync, calls = report.os.fsync, iter(range(1, 100))
+    fsync, calls = os.fsync, iter(range(1, 100))
 
     def full(descriptor):
         if next(calls) >= after:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
 
 
 def test_full_disk_costs_no_finished_result(monkeypatch, tmp_path, capsys):
     full_disk(monkeypatch, after=3)  # the trial, the first model, then full
-    with pytest.raises(OSError, match=r"results.json cannot be written \(No space left on device\): free some space"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*results.json: No space left on device"):
         study.run_study("digits", [32, 1.58, 1], out=tmp_path, **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert [model["bits"] for model in results_in(tmp_path)["models"]] == [32]
@@ -296,7 +298,7 @@ def test_folder_is_tried_before_training(monkeypatch, tmp_path):
         with pytest.raises(OSError, match="cannot be made"):
             study.run_study("digits", out=out)
     full_disk(monkeypatch, after=1)
-    with pytest.raises(OSError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="No space left on device"):
         study.run_study("digits", out=tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []
 
@@ -307,12 +309,3 @@ def test_mistakes_leave_no_folder(monkeypatch, tmp_path):
         with pytest.raises(ValueError):
             study.run_study(*arguments, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_write_file_replaces_in_one_step(monkeypatch, tmp_path):
-    path = tmp_path / "file"
-    report.write_file(path, b"old")
-    full_disk(monkeypatch, after=1)
-    with pytest.raises(OSError):
-        report.write_file(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -127,7 +127,7 @@ def stand_in(v, ste, width, temperature):
         return v.clamp(-width, width)
     if ste == "approx_sign":
         u = (v / width).clamp(-1, 1)
-        return width * (2 * u - u * u.abs())
+        return 2 * u - u * u.abs()
     return max(1 / temperature, 1.0) * torch.tanh(temperature * v)
 
 

@@ -3,9 +3,7 @@
 import base64
 import html
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -95,20 +93,3 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
 
 def to_json(results: Results) -> bytes:
     return (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that `path` holds the old content or the new one, never a part: temporary name, fsync, rename."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise OSError(
-            error.errno, f"{path} cannot be written ({error.strerror}): free some space or choose another folder"
-        ) from error

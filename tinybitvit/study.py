@@ -15,6 +15,7 @@ import tinybitvit as tb
 
 from . import report, viz
 from .data import DOWNLOADED, DataError, Dataset, load
+from .files import write_file
 from .quant import check_bits, describe
 
 # What differs from the defaults of tb.ViT, which are for the digits and serve any folder of small pictures.
@@ -143,8 +144,8 @@ def run_study(
 
     dataset, train_size, test_size, seed, image_size: see `load_data`. out: study-DATASET unless given. options: of
     tb.ViT, before those of PRESETS. results.json is written after every model; Ctrl-C ends the study early, and what is
-    done is reported. Returns the content of results.json. Raises ValueError for impossible arguments and OSError where
-    `out` cannot be written, both before any training where they can be known.
+    done is reported. Returns the content of results.json. Raises ValueError for impossible arguments, and OSError or
+    CheckpointError where `out` cannot be written: before any training where that can be known.
     """
     began = time.perf_counter()
     bits = list(dict.fromkeys(bits))
@@ -165,7 +166,7 @@ def run_study(
             results["settings"] = settings(model)
             results["models"].append({**measure(model, data, guesses[name]), "seconds": seconds})
             results["interrupted"] = model.interrupted_
-            report.write_file(folder / "results.json", report.to_json(results))
+            write_file(folder / "results.json", report.to_json(results))
             if model.interrupted_:
                 break
     except KeyboardInterrupt:
@@ -186,7 +187,7 @@ def open_folder(folder: Path) -> None:
     except OSError as error:
         raise OSError(error.errno, f"the folder {folder} cannot be made ({error.strerror}): choose another") from error
     probe = folder / ".tinybitvit"
-    report.write_file(probe, bytes(1 << 20))
+    write_file(probe, bytes(1 << 20))
     probe.unlink()
 
 
@@ -223,9 +224,9 @@ def write_report(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)
         pictures[heading] = buffer.getvalue(), caption
-        report.write_file(folder / file, buffer.getvalue())
+        write_file(folder / file, buffer.getvalue())
         written.append(file)
-    report.write_file(folder / "report.html", report.page(results, pictures).encode())
+    write_file(folder / "report.html", report.page(results, pictures).encode())
     print("written:", *(folder / name for name in written))
 
 

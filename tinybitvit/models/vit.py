@@ -47,6 +47,16 @@ class Block(Module):
         return x + self.drop(y if self.ls2 is None else self.ls2(y))
 
 
+# How tokens (N, prefix + T, dim) become features (N, dim); joined ones make longer features (N, 2 dim).
+POOLS = {
+    "mean": lambda x, prefix: x[:, prefix:].mean(axis=1),
+    "cls": lambda x, prefix: x[:, 0],
+    "dist": lambda x, prefix: x[:, 1],
+    "cls+mean": None,
+    "cls+dist": None,
+}
+
+
 class VisionTransformer(Module):
     """Images (N, H, W, C), floats, channels last -> logits (N, num_classes).
 
@@ -87,11 +97,13 @@ class VisionTransformer(Module):
         rng=None,
     ):
         super().__init__()
-        if pool not in ("mean", "cls"):
-            raise ValueError(f"pool must be 'mean' or 'cls', not {pool!r}")
+        if pool not in POOLS:
+            raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {pool!r}")
         check_bits(bits, activation_bits)
         rng = backend.current_rng() if rng is None else rng
-        class_token = pool == "cls" if class_token is None else class_token
+        class_token = "cls" in pool if class_token is None else class_token
+        if "cls" in pool and not class_token or "dist" in pool and not registers:
+            raise ValueError(f"pool={pool!r} reads a token that this network lacks: add class_token=True or registers=1")
         sub_norm = bits != 32 if sub_norm is None else sub_norm
         self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "__class__")}
         check_divides(*F.as_pair(image_size), F.as_pair(patch_size))
@@ -111,11 +123,13 @@ class VisionTransformer(Module):
             Block(dim, heads, int(dim * mlp_ratio), linear, out, layer_scale, dropout, eps, gelu) for _ in range(depth)
         ]
         self.norm = LayerNorm(dim, eps)
-        self.head = Linear(dim, num_classes, rng=rng) if num_classes else None
+        self.head = Linear(dim * len(pool.split("+")), num_classes, rng=rng) if num_classes else None
+        self.preprocessing: dict | None = None  # {"mean": ..., "std": ...} of the images it was trained on, where known
 
     def forward(self, x):
         x = self.forward_features(x)
-        x = x[:, 0] if self.config["pool"] == "cls" else x[:, self.embed.prefix :].mean(axis=1)
+        parts = [POOLS[part](x, self.embed.prefix) for part in self.config["pool"].split("+")]
+        x = parts[0] if len(parts) == 1 else F.concatenate(parts, axis=1)
         return x if self.head is None else self.head(x)
 
     def forward_features(self, x):

@@ -1,5 +1,7 @@
 """Module and Parameter: networks as objects that know their weights."""
 
+from contextlib import contextmanager
+
 from .. import backend
 from ..tensor import Tensor
 
@@ -119,6 +121,17 @@ class Module:
     def eval(self):
         """Switch to evaluation behaviour."""
         return self.train(False)
+
+    @contextmanager
+    def evaluating(self):
+        """Within the block every module is in evaluation mode; each one's own mode is restored afterwards."""
+        before = [(m, m.training) for m in self.modules()]
+        self.eval()
+        try:
+            yield self
+        finally:
+            for m, mode in before:
+                m.training = mode
 
     def to(self, device):
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""

@@ -5,7 +5,7 @@ from .base import Function
 
 def check_divides(height, width, patch):
     """ValueError unless patches of `patch` = (ph, pw) pixels tile the image."""
-    if height % patch[0] or width % patch[1]:
+    if min(patch) < 1 or height % patch[0] or width % patch[1]:
         raise ValueError(
             f"patches of {patch[0]} x {patch[1]} pixels do not tile an image of {height} x {width}:"
             " choose a patch_size that divides both sides, or resize the images"

@@ -6,11 +6,12 @@ smoother stand-in: dL/dw = g a(v), where v is the input in units of its scale an
 
     identity      a = 1                                               BinaryConnect, BitNet
     clipped       a = 1 for |v| <= width, else 0                      BNN, Hubara et al. 2016 (arXiv 1602.02830)
-    approx_sign   a = (2 - 2 |v/width|) for |v| <= width, else 0      Bi-Real Net, Liu et al. 2018 (arXiv 1808.00278)
+    approx_sign   a = 2 (1 - |v/width|) / width, or 0 if negative     Bi-Real Net, Liu et al. 2018 (arXiv 1808.00278)
     ede           a = k t (1 - tanh(t v)^2), k = max(1/t, 1)          IR-Net, Qin et al. 2020 (arXiv 1909.10788)
 
-For ede, t = `temperature` grows during training from 0.1 (close to the identity) to 10 (close to the true step).
-Scales and thresholds are treated as constants in every backward.
+The area below approx_sign is 2, the height of the step from -1 to 1, for any width. For ede, t = `temperature` grows
+during training from 0.1 (close to the identity) to 10 (close to the true step). Scales and thresholds are treated as
+constants in every backward.
 """
 
 from ..ops.base import Function
@@ -26,7 +27,7 @@ def slope(xp, v, ste, width, temperature):
     if ste == "clipped":
         return xp.abs(v) <= width
     if ste == "approx_sign":
-        return xp.maximum(2 - 2 * xp.abs(v / width), 0)
+        return xp.maximum(1 - xp.abs(v / width), 0) * (2 / width)
     if ste == "ede":
         return max(1 / temperature, 1.0) * temperature * (1 - xp.tanh(temperature * v) ** 2)
     raise ValueError(f"ste must be one of {', '.join(STE)}, not {ste!r}")

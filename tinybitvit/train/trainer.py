@@ -21,9 +21,8 @@ from .. import functional as F
 from ..nn import Dropout
 from ..optim import clip_grad_norm
 
-MIN_SHARD_FLOPS = (
-    2e8  # below this, handing a shard to another thread costs more than it saves (see docs/performance.md)
-)
+# A smaller shard costs more to hand to another thread than it saves (see docs/performance.md)
+MIN_SHARD_FLOPS = 2e8
 
 
 def cores():
@@ -72,14 +71,20 @@ def single_threaded_blas():
     return _blas
 
 
+def row_flops(model):
+    """A rough count of the forward operations for one image: two per weight of every linear layer and token."""
+    tokens = getattr(getattr(model, "embed", None), "tokens", 1)
+    return 2 * tokens * sum(getattr(m, "in_features", 0) * getattr(m, "out_features", 0) for m in model.modules())
+
+
 class Trainer:
     """Trains a model in steps: `step(x, y) -> loss`; `predict(x) -> outputs`.
 
-    model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y) or loss(output, y,
-    weight)
-    -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per core, but fewer
-    where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not). rng: host Generator
-    that feeds dropout. The same number of workers gives the same bits; another number changes the last digits.
+    model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y), or with a third
+    argument weight, -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per
+    core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
+    rng: host Generator that feeds dropout. The same number of workers gives the same bits; another number changes the
+    last digits.
     """
 
     def __init__(self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None):
@@ -88,7 +93,7 @@ class Trainer:
         self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
-        self.matrix_size = sum(p.size for p in model.parameters() if p.ndim == 2)
+        self.row_flops = row_flops(model)
         self.device = self.params[0].device if self.params else "cpu"
         self.workers = workers
         self.rng = backend.make_rng(rng)
@@ -129,11 +134,13 @@ class Trainer:
         return loss
 
     def predict(self, x, batch_size=256):
-        """The model's outputs for x (N, ...) as one NumPy array, without recording a graph."""
+        """The model's outputs for x (N, ...) as one NumPy array, in evaluation mode, without recording a graph."""
         parts = []
-        for start in range(0, max(len(x), 1), batch_size):  # no rows: one empty batch, whose output has the right shape
-            batch = x[start : start + batch_size]
-            parts += self._run(lambda rows, batch=batch: self._forward(batch[rows]), self._shards(len(batch), cost=1))
+        with self.model.evaluating():
+            for start in range(0, max(len(x), 1), batch_size):  # no rows: one empty batch, for an output of its shape
+                batch = x[start : start + batch_size]
+                shards = self._shards(len(batch), cost=1)
+                parts += self._run(lambda rows, batch=batch: self._forward(batch[rows]), shards)
         return np.concatenate(parts)
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -175,15 +182,10 @@ class Trainer:
         elif self.device != "cpu":
             count = 1
         else:
-            count = min(cores(), int(cost * n * self._row_flops() / MIN_SHARD_FLOPS))
+            count = min(cores(), int(cost * n * self.row_flops / MIN_SHARD_FLOPS))
         count = max(1, min(count, n))
         edges = [n * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in pairwise(edges)]
-
-    def _row_flops(self):
-        """A rough count of the forward operations for one image: two per weight and token."""
-        tokens = getattr(getattr(self.model, "embed", None), "tokens", 1)
-        return 2 * tokens * self.matrix_size
 
     def _run(self, work, shards, *columns):
         """work(shard, ...) for every shard, the last one on this thread, the others on the pool; results in order."""

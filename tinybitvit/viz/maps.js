@@ -30,7 +30,7 @@ function unpack(block) {
 }
 
 for (const model of models) {
-  for (const kind of ["heads", "rollout", "gradient"]) model[kind] = model[kind] && unpack(model[kind]);
+  for (const kind of ["heads", "min", "rollout", "gradient"]) model[kind] = model[kind] && unpack(model[kind]);
 }
 const pixels = bytes(images.rgb);
 
@@ -43,11 +43,13 @@ function readMatrix(block, index) {
   return out;
 }
 
+/** The mean or the maximum of the heads. The minimum is sent ready-made: dividing its small rows by their sums would magnify
+    the rounding of the bytes. */
 function fuse(matrices, method) {
   const out = matrices[0].slice();
   for (const m of matrices.slice(1)) {
     for (let i = 0; i < out.length; i++) {
-      out[i] = method === "mean" ? out[i] + m[i] : method === "max" ? Math.max(out[i], m[i]) : Math.min(out[i], m[i]);
+      out[i] = method === "mean" ? out[i] + m[i] : Math.max(out[i], m[i]);
     }
   }
   for (let row = 0; row < TOKENS; row++) {

@@ -111,7 +111,7 @@ def estimate(records: dict[str, AttentionRecord], layers: int, images: int) -> f
     """The size in bytes of a page with so many layers and images."""
     total = 0.0
     for record in records.values():
-        kinds = record.heads + (1 if record.gradients is None else 2)
+        kinds = record.heads + (2 if record.gradients is None else 3)
         total += images * layers * kinds * record.layout.tokens * (record.layout.tokens + 4)
     height, width = record.images.shape[1:3]
     return (total + images * height * width * 3) * 4 / 3 + 40_000
@@ -173,6 +173,7 @@ def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], c
     result = {
         "name": name,
         "heads": _packed(heads),
+        "min": _packed(_stacked([measures.fuse_heads(a[:count], "min") for a in record.maps], layers)),
         "rollout": _packed(_stacked(measures.rollout(fused), layers)),
         "gradient": None,
         "matches": matches[layers].tolist() if other else None,
