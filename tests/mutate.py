@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = ["tinybitvit/ops/*.py", "tinybitvit/quant/ste.py", "tinybitvit/backend.py"]
+BACKEND = {"backend.row_blocks", "backend.add_at", "backend.erf"}  # what the ops compute with; the rest is not calculus
 SECONDS_EACH = 60
 CHILDREN = 2
 
@@ -306,6 +308,7 @@ def load_checks():
         finally:
             backend.BLOCK = before
 
+    more = {"mean": [lambda: checks.test_mean_of_nothing("cpu")], "gelu": [checks.test_row_blocks]}
     by_op = {}
     for op in op_cases.FUNCTIONS:
         cases, refused = op_cases.of_op(op), [row for row in op_cases.REFUSED if row[0] == op]
@@ -314,7 +317,7 @@ def load_checks():
         by_op[op] = [
             *(lambda c=c: checks.check_value_and_gradients(c, "float64", "cpu") for c in cases),
             *(lambda r=r: checks.test_bad_input_is_refused(*r, "cpu") for r in refused),
-            *([lambda: checks.test_mean_of_nothing("cpu")] if op == "mean" else []),
+            *more.get(op, []),
             *(lambda c=c: checks.check_one_gradient_at_a_time(c, "cpu") for c in cases if len(c.differentiable()) > 1),
             *(lambda c=c: small_blocks(c) for c in cases),
             *(lambda c=c: checks.check_value_and_gradients(c, "float32", "cpu") for c in cases),
@@ -433,8 +436,10 @@ def main():
     by_op = load_checks()
     ops_of = users(by_op)
     jobs = []
-    for path in [*sorted((ROOT / "tinybitvit/ops").glob("*.py")), ROOT / "tinybitvit/quant/ste.py"]:
+    for path in [path for pattern in FILES for path in sorted(ROOT.glob(pattern))]:
         for name, syntax, function in functions_of(path):
+            if path.stem == "backend" and name not in BACKEND:
+                continue
             checks = [check for op in by_op if op in ops_of[function.__code__] for check in by_op[op]]
             if options.only in name:
                 jobs += [(function, mutant, checks) for mutant in mutants_of(name, syntax, path)]

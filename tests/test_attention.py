@@ -10,7 +10,6 @@ import tinybitvit as tb
 from tinybitvit import functional as F
 from tinybitvit import nn
 from tinybitvit.models import VisionTransformer
-from tinybitvit.quant import BitLinear, PackedLinear
 from tinybitvit.viz import AttentionRecord, Layout, attention, measures
 
 LAYOUTS = [
@@ -20,6 +19,8 @@ LAYOUTS = [
     {"registers": 2},
     {"bits": 1.58, "pool": "cls"},
     {"bits": 1},
+    {"pool": "cls+mean"},
+    {"pool": "cls+dist", "registers": 1},
 ]
 
 
@@ -59,7 +60,7 @@ def record_of(maps, layout=None, gradients=None):
 def test_maps_logits_and_layout(rng, options):
     model, X = network(rng, **options), images(rng)
     record = attention(model, X)
-    prefix = (options.get("class_token", False) or options.get("pool") == "cls") + options.get("registers", 0)
+    prefix = (options.get("class_token", False) or "cls" in options.get("pool", "")) + options.get("registers", 0)
     assert record.layout.grid == (2, 4) and record.layout.patch_size == (3, 2)
     assert record.layout.prefix == prefix and record.layout.tokens == prefix + 8 == len(record.layout.names)
     assert [a.shape for a in record.maps] == [(4, 3, prefix + 8, prefix + 8)] * 3
@@ -127,10 +128,7 @@ def test_vit_estimator_with_flat_rows(rng):
 def test_packed_model(rng):
     model, X = network(rng, bits=1.58, pool="cls"), images(rng)
     before = attention(model, X)
-    for module in list(model.modules()):
-        for name, child in list(vars(module).items()):
-            if isinstance(child, BitLinear):
-                setattr(module, name, PackedLinear.from_bitlinear(child))
+    model = model.pack()
     packed = attention(model, X)
     for a, b in zip(before.maps, packed.maps, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -429,6 +427,12 @@ def test_layout_finds_tokens(rng):
     a = rng.random((2, 9, 9))
     np.testing.assert_array_equal(layout.image_map(a), a[:, 0, 3:].reshape(2, 2, 3))
     np.testing.assert_array_equal(layout.image_map(a, (1, 0))[1, 1, 2], a[1, 6, 8])
+    both = Layout((2, 3), class_token=True, registers=2, pool="cls+mean")
+    expected = (a[:, 0] + a[:, 3:].mean(1)) / 2
+    np.testing.assert_allclose(both.image_map(a), expected[:, 3:].reshape(2, 2, 3))
+    two = Layout((2, 3), class_token=True, registers=2, pool="cls+dist")
+    np.testing.assert_allclose(two.image_map(a), a[:, :2, 3:].mean(1).reshape(2, 2, 3))
+    assert two.describe() == "What the classifier's tokens read, on average"
     even = Layout((2, 3), registers=1)
     np.testing.assert_allclose(even.image_map(a[:, :7, :7])[0, 0, 1], a[0, 1:7, 2].mean())
     for query in ((2, 0), 9, -1, "CLS"):
@@ -436,8 +440,9 @@ def test_layout_finds_tokens(rng):
             layout.token(query)
     with pytest.raises(ValueError, match="query must be a patch"):
         even.token("cls")
-    with pytest.raises(ValueError, match="pool must be"):
-        Layout((2, 3), pool="cls")
+    for pool in ("cls", "dist", "max", "cls+mean"):
+        with pytest.raises(ValueError, match="pool names tokens that this layout has"):
+            Layout((2, 3), pool=pool)
 
 
 def test_repr(rng):

@@ -236,6 +236,23 @@ def test_nothing_is_recorded_where_nobody_asks(rng, no_garbage_collector):
     assert y.node is None and not y.requires_grad
 
 
+def test_a_function_is_told_which_gradients_are_asked_for(rng):
+    told = []
+
+    class Tell(Function):
+        @staticmethod
+        def forward(ctx, *arrays):
+            told.append(ctx.needs_input_grad)
+            return arrays[0] * 1
+
+    x, plain = leaf(rng, 3), Tensor(np.ones(3))
+    apply(Tell, x, plain, x * 2)
+    apply(Tell, plain, plain, np.ones(3))
+    with tb.no_grad():
+        apply(Tell, x, plain, x)
+    assert told == [(True, False, True), (False, False, False), (False, False, False)]
+
+
 def test_no_grad_ends_with_its_block(rng):
     x = leaf(rng, 3)
     with pytest.raises(KeyError), tb.no_grad():

@@ -5,8 +5,12 @@ float64 with a tight tolerance and in float32 once more, always with a random up
 float64, from the same numbers.
 """
 
+import hypothesis.extra.numpy as some
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from op_cases import FUNCTIONS, REFUSED, TABLE, of_op
 
 import tinybitvit as tb
@@ -175,6 +179,17 @@ def test_small_blocks(op, device, monkeypatch):
         check_value_and_gradients(case, "float64", device)
 
 
+def test_row_blocks():
+    """Blocks cover the rows once, in order; a block is as large as BLOCK allows, but at least one row."""
+    for rows, columns in [(100, 7), (100_000, 7), (40_000, 1), (3, 10**6), (5, 0), (0, 3), (1, 1)]:
+        blocks = backend.row_blocks((rows, columns))
+        assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
+        for block in blocks:
+            n = block.stop - block.start
+            assert n == 1 or n * columns <= backend.BLOCK
+            assert block.stop == rows or (n + 1) * columns > backend.BLOCK
+
+
 @each_device
 @each_op
 def test_without_recording(op, device):
@@ -210,3 +225,38 @@ def test_mean_of_nothing(device):
         y = x.mean(axis=1)
     y.backward(np.ones(2))
     assert np.isnan(backend.to_numpy(y.data)).all() and x.grad.shape == (2, 0)
+
+
+# --- shapes that nobody thought of ------------------------------------------------------------------------------------
+
+searched = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+broadcasting = some.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, min_side=0, max_side=3)
+small_shapes = some.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4)
+
+
+@searched
+@given(broadcasting)
+def test_any_broadcasting(shapes):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape) for shape in shapes.input_shapes)
+    g = rng.standard_normal(shapes.result_shape)
+    x, y = tb.Tensor(a, requires_grad=True), tb.Tensor(b, requires_grad=True)
+    (x * y).backward(g)
+    tx, ty = torch.tensor(a, requires_grad=True), torch.tensor(b, requires_grad=True)
+    (tx * ty).backward(torch.tensor(g))
+    np.testing.assert_allclose(x.grad, tx.grad.numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(y.grad, ty.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@searched
+@given(small_shapes.flatmap(lambda shape: st.tuples(st.just(shape), some.basic_indices(shape, allow_newaxis=True))))
+def test_any_basic_index(drawn):
+    shape, index = drawn
+    a = np.random.default_rng(0).standard_normal(shape)
+    x = tb.Tensor(a, requires_grad=True)
+    y = x[index]
+    g = np.random.default_rng(1).standard_normal(y.shape)
+    y.backward(g)
+    expected = np.zeros(shape)
+    expected[index] = g
+    assert np.array_equal(y.data, a[index]) and np.array_equal(x.grad, expected)

@@ -260,6 +260,8 @@ def test_ctrl_c_reports_what_is_done(epoch, epochs_of_models, no_figures, monkey
     assert [len(model["history"]["loss"]) for model in results["models"]] == epochs_of_models
     assert [model["interrupted"] for model in results["models"]] == [n < 2 for n in epochs_of_models]
     assert results["interrupted"]
+    if epochs_of_models:
+        assert results_in(tmp_path / "out") == results
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == ({"results.json", "report.html"} if epochs_of_models else set())
     assert ("32 bits*" in capsys.readouterr().out) == (epoch == 2)
@@ -287,6 +289,21 @@ def test_full_disk_costs_no_finished_result(monkeypatch, tmp_path, capsys):
     assert "\n32 bits " in table and "\n1.58 bits " in table
 
 
+def test_a_model_that_fails_costs_no_finished_result(no_figures, monkeypatch, tmp_path):
+    train_model = study.train_model
+
+    def diverging(data, bits, **options):
+        if bits == 1:
+            raise FloatingPointError("the loss became nan")
+        return train_model(data, bits=bits, **options)
+
+    monkeypatch.setattr(study, "train_model", diverging)
+    with pytest.raises(FloatingPointError):
+        study.run_study("digits", [32, 1], out=tmp_path, **TINY)
+    assert [model["bits"] for model in results_in(tmp_path)["models"]] == [32]
+    assert "32 bits" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def no_training(*arguments, **options):
     raise AssertionError("trained before it was known that nothing can be written")
 
@@ -295,10 +312,10 @@ def test_folder_is_tried_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "train_model", no_training)
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match="cannot be made"):
+        with pytest.raises(OSError, match="cannot write into .*; choose another folder"):
             study.run_study("digits", out=out)
     full_disk(monkeypatch, after=1)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device; choose another folder"):
         study.run_study("digits", out=tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []
 

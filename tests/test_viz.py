@@ -271,6 +271,7 @@ def test_plot_confusion():
     check(figure, 3)
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), [[0, 100, 0], [0, 100, 0], [0, 50, 50]])
     assert [t.get_text() for t in figure.axes[1].texts][:4] == ["100", "0", "0", "0"]
+    assert [ax.images[0].get_clim() for ax in figure.axes[:2]] == [(0, 100)] * 2
     many = np.arange(100)
     figure = viz.plot_confusion(many, many, names=[f"a long class name {i}" for i in many])
     check(figure, 2)
@@ -374,7 +375,8 @@ def test_attention_files(fitted, tmp_path, rng):
         viz.attention_files(network, [tmp_path / "out.html"], tmp_path / "x.html")
 
 
-def test_attention_files_normalise_for_a_network(tmp_path, monkeypatch, rng):
+@pytest.mark.parametrize("preprocessing", [None, {"mean": [0.2], "std": [0.1]}])
+def test_attention_files_normalise_for_a_network(tmp_path, monkeypatch, rng, preprocessing):
     pixels = rng.integers(0, 255, (8, 8), dtype="uint8")
     Image.fromarray(pixels).save(tmp_path / "a.png")
     seen = []
@@ -382,5 +384,7 @@ def test_attention_files_normalise_for_a_network(tmp_path, monkeypatch, rng):
 
     monkeypatch.setattr(files, "attention", lambda model, X: seen.append(X) or viz.attention(model, X))
     network = VisionTransformer(8, 4, 1, dim=8, depth=1, heads=2)
-    viz.attention_files(network, [tmp_path / "a.png"], tmp_path / "o.html", mean=0.2, std=0.1)
-    np.testing.assert_allclose(seen[0][0, :, :, 0], (pixels / 255 - 0.2) / 0.1, atol=1e-5)
+    network.preprocessing = preprocessing
+    viz.attention_files(network, [tmp_path / "a.png"], tmp_path / "o.html")
+    mean, std = (0.2, 0.1) if preprocessing else (0.5, 0.5)
+    np.testing.assert_allclose(seen[0][0, :, :, 0], (pixels / 255 - mean) / std, atol=1e-5)

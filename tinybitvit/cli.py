@@ -1,4 +1,4 @@
-"""The command `tinybitvit`: study, train, predict, inspect, export, attention, doctor.
+"""The command `tinybitvit`: study, train, predict, attention, inspect, doctor.
 
 What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
 """
@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,9 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -63,9 +67,15 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     p = add(commands, study, "train the same ViT at several bit widths and compare them in a report")
-    p.add_argument("dataset", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)")
     p.add_argument(
-        "--bits", nargs="+", type=number, default=[32, 1.58, 1], help="bit widths of the weights (default: 32 1.58 1)"
+        "dataset", metavar="DATASET", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)"
+    )
+    p.add_argument(
+        "--bits",
+        nargs="+",
+        type=bit_width,
+        default=[32, 1.58, 1],
+        help="bit widths of the weights (default: 32 1.58 1)",
     )
     p.add_argument(
         "--out", metavar="DIR", help="folder for report.html, results.json and figures (default: study-DATASET)"
@@ -73,8 +83,8 @@ def build_parser() -> Parser:
     add_training_arguments(p)
 
     p = add(commands, train, "train one model and save it")
-    p.add_argument("dataset", help=DATA_HELP)
-    p.add_argument("--bits", type=number, default=1.58, help="bit width of the weights (default: %(default)s)")
+    p.add_argument("dataset", metavar="DATASET", help=DATA_HELP)
+    p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
     p.add_argument("--out", metavar="FILE", default="model.safetensors", help="where to save it (default: %(default)s)")
     p.add_argument(
         "--packed", action="store_true", help="save packed bits only: small, but training cannot go on from it"
@@ -82,13 +92,13 @@ def build_parser() -> Parser:
     add_training_arguments(p)
 
     p = add(commands, predict, "name the class of pictures")
-    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
     p.add_argument(
         "images", nargs="+", metavar="IMAGE", help="picture files; they are stretched to the model's image size"
     )
 
     p = add(commands, attention, "show what a model looks at in pictures, as an interactive page or a figure")
-    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
     p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     p.add_argument(
         "--out",
@@ -98,7 +108,7 @@ def build_parser() -> Parser:
     )
 
     p = add(commands, inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
-    p.add_argument("model", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
 
     add(commands, doctor, "print versions and device, and check every operation on this machine")
     return parser
@@ -154,7 +164,7 @@ def add_training_arguments(p: Parser) -> None:
     )
 
 
-def number(text: str) -> float:
+def bit_width(text: str) -> float:
     """A bit width: 32 stays a whole number, 1.58 a fraction."""
     try:
         value = float(text)
@@ -189,6 +199,10 @@ def train(args: argparse.Namespace) -> int:
     from .study import PRESETS, load_data, measure, open_folder, train_model
 
     out = Path(args.out)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file in it")
+    if args.packed and args.bits == 32:
+        raise ValueError("--packed needs --bits below 32: weights of 32 bits cannot be packed")
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
     print(data, flush=True)

@@ -44,7 +44,9 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         reason = error.strerror or error
-        raise CheckpointError(f"cannot write {path}: {reason}; choose a file name in a folder you can write to") from error
+        raise CheckpointError(
+            f"cannot write {path}: {reason}; choose a file name in a folder you can write to"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -53,39 +55,45 @@ def tensor_bytes(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> byte
     """A safetensors file of NumPy arrays and text."""
     import safetensors.numpy
 
-    # safetensors 0.8.0 writes wrong values for arrays that are not C-contiguous; ascontiguousarray would add an axis to 0-d.
+    # safetensors 0.8.0 writes wrong values for arrays that are not C-contiguous; ascontiguousarray would add an axis
+    # to 0-d.
     return safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, dict(metadata))
 
 
 def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Save NumPy arrays and metadata (anything that JSON can hold) so that `read_safetensors` gives back the same, or says that it cannot.
+    """Save NumPy arrays and metadata (what JSON can hold); `read_safetensors` gives back the same or says it cannot.
 
     Raises CheckpointError where the file cannot be written, and ValueError for what the format cannot hold.
     """
     for name, array in arrays.items():
         if array.dtype.newbyteorder("=") not in map(np.dtype, DTYPES.values()):
-            raise ValueError(f"{name} has dtype {array.dtype}: files hold floats, integers and bools of 64 bits at most")
+            raise ValueError(
+                f"{name} has dtype {array.dtype}: files hold floats, integers and bools of 64 bits at most"
+            )
     text = json.dumps(metadata, allow_nan=False)
-    header = {"format": FORMAT, "version": str(VERSION), "metadata": text, "sha256": digest(arrays, text)}
-    write_file(path, tensor_bytes(arrays, header))
+    # One entry, because the format keeps several in no fixed order: equal models give equal files.
+    write_file(path, tensor_bytes(arrays, {FORMAT: f"{VERSION} {digest(arrays, text)} {text}"}))
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays, metadata) of a file that `write_safetensors` wrote. Raises CheckpointError for everything else."""
     header = read_header(path)
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by TinyBitViT; for other ViT files use tb.models.from_pretrained")
-    if header.get("version") != str(VERSION):
+    if FORMAT not in header:
         raise CheckpointError(
-            f"{path} has format version {header.get('version')}, and this TinyBitViT reads version {VERSION}: "
+            f"{path} was not written by TinyBitViT; for other ViT files use tb.models.from_pretrained"
+        )
+    version, sha256, text = [*header[FORMAT].split(" ", 2), "", ""][:3]
+    if version != str(VERSION):
+        raise CheckpointError(
+            f"{path} has format version {version[:20]}, and this TinyBitViT reads version {VERSION}: "
             "install the version of TinyBitViT that wrote the file, or a newer one"
         )
     arrays = read_arrays(path)
-    if digest(arrays, header.get("metadata", "")) != header.get("sha256"):
+    if digest(arrays, text) != sha256:
         raise CheckpointError(f"{path} is damaged (its sha256 is not the one it was saved with): {AGAIN}")
     try:
-        return arrays, json.loads(header["metadata"])
-    except (KeyError, ValueError, RecursionError) as error:
+        return arrays, json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has metadata that cannot be read ({error}): {AGAIN}") from error
 
 
@@ -133,5 +141,5 @@ def digest(arrays: Mapping[str, Any], text: str) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         total.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
-        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view("uint8"))
+        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return total.hexdigest()

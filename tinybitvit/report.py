@@ -75,10 +75,10 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     facts = {
         "training images": f"{results['train_size']:,}",
         "test images": f"{results['test_size']:,}",
-        "image size": " x ".join(map(str, results["image_shape"])),
+        "image size": as_text(results["image_shape"]),
         "classes": ", ".join(results["classes"]),
         "seed": str(results["seed"]),
-        **{name.replace("_", " "): str(value) for name, value in results["settings"].items()},
+        **{name.replace("_", " "): as_text(value) for name, value in results["settings"].items()},
         "made with": ", ".join(f"{name} {version}" for name, version in results["environment"].items()),
     }
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -91,5 +91,10 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     )
 
 
+def as_text(value: Any) -> str:
+    """A setting as text, sizes as 4 x 4."""
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def to_json(results: Results) -> bytes:
-    return (json.dumps(results, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(results, indent=1, allow_nan=False, default=str) + "\n").encode()

@@ -1,6 +1,8 @@
 """The study: one Vision Transformer trained at several bit widths on the same images, and what that costs."""
 
 import io
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -144,8 +146,8 @@ def run_study(
 
     dataset, train_size, test_size, seed, image_size: see `load_data`. out: study-DATASET unless given. options: of
     tb.ViT, before those of PRESETS. results.json is written after every model; Ctrl-C ends the study early, and what is
-    done is reported. Returns the content of results.json. Raises ValueError for impossible arguments, and OSError or
-    CheckpointError where `out` cannot be written: before any training where that can be known.
+    done is reported. Returns the content of results.json. Raises ValueError for impossible arguments and OSError
+    where `out` cannot be written, before any training, and CheckpointError where it cannot be written later.
     """
     began = time.perf_counter()
     bits = list(dict.fromkeys(bits))
@@ -162,33 +164,33 @@ def run_study(
             name = report.model_name(b)
             print(f"\n{name} (model {number} of {len(bits)})", flush=True)
             model, seconds = train_model(data, bits=b, **options)
-            models[name], guesses[name] = model, model.predict(data.X_test)
-            results["settings"] = settings(model)
-            results["models"].append({**measure(model, data, guesses[name]), "seconds": seconds})
-            results["interrupted"] = model.interrupted_
+            guess = model.predict(data.X_test)
+            results["models"].append({**measure(model, data, guess), "seconds": seconds})
+            results.update(settings=settings(model), interrupted=model.interrupted_)
+            models[name], guesses[name] = model, guess
             write_file(folder / "results.json", report.to_json(results))
             if model.interrupted_:
                 break
     except KeyboardInterrupt:
         results["interrupted"] = True
-    finally:  # also where the disk is full: hours of training are not lost from sight
-        if results["models"]:
+    finally:  # also where a later model fails or the disk is full: hours of training are not lost from sight
+        if models:
             print(f"\n{report.text_table(results)}\n", flush=True)
-    if models:
-        write_report(folder, results, data, models, guesses)
-    print(f"{time.perf_counter() - began:.0f} s in all")
+            write_report(folder, results, data, models, guesses)
+        print(f"{time.perf_counter() - began:.0f} s in all")
     return results
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder and write into it, so that a mistake costs a second and not the time of a training."""
+    """Make the folder and write into it for a trial, so that a mistake costs a second and not the time of a training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(1 << 20))
+            trial.flush()
+            os.fsync(trial.fileno())
     except OSError as error:
-        raise OSError(error.errno, f"the folder {folder} cannot be made ({error.strerror}): choose another") from error
-    probe = folder / ".tinybitvit"
-    write_file(probe, bytes(1 << 20))
-    probe.unlink()
+        raise OSError(error.errno, f"cannot write into {folder}: {error.strerror}; choose another folder") from error
 
 
 def new_results(data: Dataset, seed: int) -> report.Results:
@@ -216,8 +218,9 @@ def new_results(data: Dataset, seed: int) -> report.Results:
 def write_report(
     folder: Path, results: report.Results, data: Dataset, models: dict[str, "tb.ViT"], guesses: dict[str, np.ndarray]
 ) -> None:
-    """Figures as PNG files, and report.html that holds them; prints what the folder holds."""
+    """results.json, figures as PNG files, and report.html that holds them; prints what the folder holds."""
     pictures, written = {}, ["results.json", "report.html"]
+    write_file(folder / "results.json", report.to_json(results))
     for file, heading, caption, figure in figures(data, models, guesses):
         for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
             text.set_parse_math(False)  # a class name may hold dollar signs that are no formula

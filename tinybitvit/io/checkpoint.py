@@ -1,5 +1,6 @@
 """Models in files: full ones, from which training can go on, and packed ones, as small as the bits allow."""
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backend
+from .. import functional as F
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
+from ..nn import Module
 from ..quant import PackedLinear, choose_layout, pack, unpack, validate
 
 MODEL = "model."  # what the names of a model's arrays begin with in a file
@@ -39,11 +42,15 @@ def save_model(
     model with nothing to pack.
     """
     if packed and not model.config["layout"]:
-        model = model.pack(choose_layout(model.config["bits"], "disk"))
+        model = model.pack()
     is_packed = bool(model.config["layout"])
     if half and not is_packed:
         raise ValueError("half=True is for packed files: float16 would spoil the latent weights of a full one")
     state = {name: backend.to_numpy(a) for name, a in model.state_dict().items()}
+    layouts = {}
+    for name, layer in packed_layers(model):
+        layouts[name] = _disk_layout(layer)
+        state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layer.layout, layouts[name])
     if half:
         state = {name: a.astype("float16") if a.dtype.kind == "f" else a for name, a in state.items()}
     others = {name: backend.to_numpy(a) for name, a in (arrays or {}).items()}
@@ -52,7 +59,7 @@ def save_model(
     info = {
         "kind": "packed" if is_packed else "full",
         "config": model.config,
-        "layouts": {name: m.layout for name, m in model.named_modules() if isinstance(m, PackedLinear)},
+        "layouts": layouts,
         "preprocessing": getattr(model, "preprocessing", None),
         "extra": dict(metadata or {}),
     }
@@ -69,25 +76,47 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
         config, layouts = dict(info["config"]), dict(info["layouts"])
         if info["kind"] == "packed":
             config["layout"] = choose_layout(config["bits"])
-        model = VisionTransformer(**config, rng=backend.make_rng(0))
         state = {name.removeprefix(MODEL): a for name, a in arrays.items() if name.startswith(MODEL)}
-        for name, layer in model.named_modules():
-            if isinstance(layer, PackedLinear):
-                state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layouts[name], layer)
-        floats = {name for name, a in model.state_dict().items() if a.dtype == "float32"}
-        model.load_state_dict(
-            {n: a.astype("float32") if n in floats and a.dtype == "float16" else a for n, a in state.items()}
-        )
+        _check_sizes(config, state)
+        model = VisionTransformer(**config, rng=backend.make_rng(0))
+        for name, layer in packed_layers(model):
+            state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layouts[name], layer.layout)
+        model.load_state_dict({n: a.astype("float32") if a.dtype.kind == "f" else a for n, a in state.items()})
         model.preprocessing = info["preprocessing"]
         others = {name: a for name, a in arrays.items() if not name.startswith(MODEL)}
         return Checkpoint(model.eval(), info["extra"], others)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+    except Exception as error:  # whatever a description with a right sha256 can do wrong
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path} does not hold a model that fits its own description ({reason}): {AGAIN}") from error
+        raise CheckpointError(f"{path} does not hold the model that it describes ({reason}): {AGAIN}") from error
 
 
-def _convert(packed, layout, layer):
-    """Bytes of a file, checked, in the layout that a PackedLinear computes from."""
+def _check_sizes(config, state):
+    """ValueError where a description asks for a much larger network than the arrays are, before memory is taken."""
+    dim, hidden = config["dim"], int(config["dim"] * config["mlp_ratio"])
+    sizes = {"norm.weight": dim, "head.bias": config["num_classes"]}
+    if config["depth"]:
+        sizes["blocks.0.mlp.fc1.bias"] = hidden
+    wrong = [name for name, n in sizes.items() if n and len(state.get(name, ())) != n]
+    pixels = math.prod(F.as_pair(config["patch_size"])) * config["in_channels"]
+    tokens = math.prod(F.as_pair(config["image_size"])) // math.prod(F.as_pair(config["patch_size"]))
+    if wrong or config["depth"] > len(state) or pixels > state["embed.patch.proj.weight"].size:
+        raise ValueError(f"the sizes of {wrong[0] if wrong else 'the blocks or patches'} are others")
+    if not tokens <= state["embed.pos_embed"].shape[1] <= tokens + 1:
+        raise ValueError("the number of positions is another")
+
+
+def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
+    """(name, layer) of the packed layers of a model."""
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
+
+
+def _disk_layout(layer):
+    """The layout for a file: the smallest one, unless another one than the usual was asked for."""
+    return choose_layout(layer.bits, "disk") if layer.layout == choose_layout(layer.bits) else layer.layout
+
+
+def _convert(packed, layer, source, target):
+    """Bytes of a layer's weight, checked, from one layout to another."""
     shape = (layer.out_features, layer.in_features)
-    validate(packed, layout, shape)
-    return packed if layout == layer.layout else pack(unpack(packed, layout, shape, "int8"), layer.layout)
+    validate(packed, source, shape)
+    return packed if source == target else pack(unpack(packed, source, shape, "int8"), target)

@@ -47,26 +47,20 @@ class Block(Module):
         return x + self.drop(y if self.ls2 is None else self.ls2(y))
 
 
-# How tokens (N, prefix + T, dim) become features (N, dim); joined ones make longer features (N, 2 dim).
-POOLS = {
-    "mean": lambda x, prefix: x[:, prefix:].mean(axis=1),
-    "cls": lambda x, prefix: x[:, 0],
-    "dist": lambda x, prefix: x[:, 1],
-    "cls+mean": None,
-    "cls+dist": None,
-}
+POOLS = ("mean", "cls", "cls+mean", "cls+dist")
 
 
 class VisionTransformer(Module):
     """Images (N, H, W, C), floats, channels last -> logits (N, num_classes).
 
-    image_size, patch_size: int or (height, width). num_classes=0 leaves out the head: the output is the pooled features
-    (N, dim). bits, activation_bits, granularity, scale, ste: see `quant.BitLinear`; qkv, proj, fc1 and fc2 of every
-    block are low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool: 'mean'
-    over the patch tokens or 'cls'. sub_norm: an extra norm before proj and fc2 (None: where bits < 32). layer_scale:
-    initial factor of a learnt scale per channel on each branch (None: no such layer). registers: extra tokens that no
-    image patch owns. layout: build `PackedLinear`s of this layout, for inference only, to be filled by
-    `load_state_dict` (see `pack`). rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
+    image_size, patch_size: int or (height, width). num_classes=0 leaves out the head: the output is the pooled
+    features (N, dim). bits, activation_bits, granularity, scale, ste: see `quant.BitLinear`; qkv, proj, fc1 and fc2
+    of every block are low-bit, while patch embedding, norms, biases, positions and head stay in full precision. pool:
+    'mean' over the patch tokens or 'cls'; 'cls+mean' and 'cls+dist' (the class token and the first register, DeiT's
+    distillation token) join two of dim numbers each. sub_norm: an extra norm before proj and fc2 (None: where bits <
+    32). layer_scale: initial factor of a learnt scale per channel on each branch (None: no such layer). registers:
+    extra tokens that no image patch owns. layout: build `PackedLinear`s of this layout, for inference only, to be
+    filled by `load_state_dict` (see `pack`). rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
     """
 
     def __init__(
@@ -102,8 +96,10 @@ class VisionTransformer(Module):
         check_bits(bits, activation_bits)
         rng = backend.current_rng() if rng is None else rng
         class_token = "cls" in pool if class_token is None else class_token
-        if "cls" in pool and not class_token or "dist" in pool and not registers:
-            raise ValueError(f"pool={pool!r} reads a token that this network lacks: add class_token=True or registers=1")
+        if ("cls" in pool and not class_token) or ("dist" in pool and not registers):
+            raise ValueError(
+                f"pool={pool!r} reads a token that this network lacks: add class_token=True or registers=1"
+            )
         sub_norm = bits != 32 if sub_norm is None else sub_norm
         self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "__class__")}
         check_divides(*F.as_pair(image_size), F.as_pair(patch_size))
@@ -124,11 +120,11 @@ class VisionTransformer(Module):
         ]
         self.norm = LayerNorm(dim, eps)
         self.head = Linear(dim * len(pool.split("+")), num_classes, rng=rng) if num_classes else None
-        self.preprocessing: dict | None = None  # {"mean": ..., "std": ...} of the images it was trained on, where known
+        self.preprocessing = None  # {"mean": ..., "std": ...} of the images it was trained on, where known
 
     def forward(self, x):
         x = self.forward_features(x)
-        parts = [POOLS[part](x, self.embed.prefix) for part in self.config["pool"].split("+")]
+        parts = [self._pooled(x, part) for part in self.config["pool"].split("+")]
         x = parts[0] if len(parts) == 1 else F.concatenate(parts, axis=1)
         return x if self.head is None else self.head(x)
 
@@ -140,6 +136,11 @@ class VisionTransformer(Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def _pooled(self, x, part):
+        if part == "mean":
+            return x[:, self.embed.prefix :].mean(axis=1)
+        return x[:, ("cls", "dist").index(part)]
 
     def pack(self, layout=None):
         """A copy for inference that holds packed bytes instead of latent weights (layout None: the fastest one).

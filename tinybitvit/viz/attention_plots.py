@@ -1,7 +1,7 @@
 """The views of the interactive page, for papers and reports; each function returns a Figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def plot_attention(
         depth = range(record.depth)[layer]
         column[0].set_title(f"{method_title(method)}\n{_extent(method, depth)}", fontsize=10)
         color_bar(figure, column, norm, SHARE)
-    return _captioned(figure, f"{_query_text(record.layout, query)} {CAVEAT}")
+    return _captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_heads(
@@ -91,7 +91,7 @@ def plot_heads(
     for head, ax in enumerate(axes[0]):
         ax.set_title(f"head {head}", fontsize=9)
     color_bar(figure, axes.flat, norm, SHARE)
-    return _captioned(figure, f"{_query_text(record.layout, query)} {CAVEAT}")
+    return _captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_statistics(record: AttentionRecord) -> Figure:
@@ -143,7 +143,7 @@ def plot_comparison(
             show_map(ax, image, values, norm, DIVERGING)
         column[0].set_title(f"{name}\nminus {comparison.reference}", fontsize=10)
     color_bar(figure, axes[:, 1 + len(names) :].flat, norm, "difference (percentage points)", DIVERGING)
-    return _captioned(figure, f"{_query_text(first.layout, query)} {CAVEAT}")
+    return _captioned(figure, f"{first.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_damage(comparison: AttentionComparison, top: float = 20) -> Figure:
@@ -188,26 +188,20 @@ def _extent(method, layer):
     return f"(layers 0 to {layer})" if method in ("rollout", "gradient") else f"(layer {layer})"
 
 
-def _show_originals(axes: Sequence[Axes], pictures, labels, query: Query, layout: Layout) -> None:
+def _show_originals(axes: Iterable[Axes], pictures, labels, query: Query, layout: Layout) -> None:
     for i, (ax, image) in enumerate(zip(axes, pictures, strict=True)):
         show_image(ax, image)
         if labels is not None:
             ax.set_xlabel(labels[i], fontsize=8)
         if isinstance(query, tuple):
             mark_patch(ax, query, layout.patch_size)
-    axes[0].set_title("image", fontsize=10)
+        ax.set_title("image" if i == 0 else "", fontsize=10)
 
 
 def _prediction(record: AttentionRecord, number: int) -> str:
     if record.logits is None:
         return ""
     return f"predicts {record.predictions[number]} ({record.probabilities[number].max():.0%})"
-
-
-def _query_text(layout: Layout, query: Query) -> str:
-    if query is not None:
-        return f"Where {layout.names[layout.token(query)]} looks."
-    return "What the class token reads." if layout.pool == "cls" else "What the mean of all patches reads."
 
 
 def _captioned(figure: Picture, text: str) -> Picture:

@@ -3,7 +3,7 @@ global state.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,13 @@ def mark_patch(ax: Axes, patch: tuple[int, int], size: tuple[int, int]) -> None:
 
 
 def color_bar(
-    figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, cmap: Any = SEQUENTIAL, ticks: Any = None
+    figure: Figure, axes: Iterable[Axes], norm: Normalize, label: str, cmap: Any = SEQUENTIAL, ticks: Any = None
 ) -> None:
     """A horizontal colour bar below the given axes, which all have this scale."""
     axes = list(axes)
-    columns = {ax.get_subplotspec().colspan.start for ax in axes}
-    width = figure.get_figwidth() * len(columns) / axes[0].get_gridspec().ncols
+    places = [place for ax in axes if (place := ax.get_subplotspec())]
+    columns = len({place.colspan.start for place in places})
+    width = figure.get_figwidth() * columns / places[0].get_gridspec().ncols
     # the layout takes a bar's height from its aspect: about 0.13 inches whatever the width
     bar = figure.colorbar(ScalarMappable(norm, cmap), ax=axes, location="bottom", aspect=width / 0.13, pad=0.02)
     bar.set_label(label, fontsize=9)

@@ -18,17 +18,12 @@ def attention_files(
     model: Any,
     paths: Sequence[str | PathLike],
     out: str | PathLike,
-    *,
-    mean: float | Sequence[float] = 0.5,
-    std: float | Sequence[float] = 0.5,
 ) -> Path:
-    """Write what a model attends to in image files, as an interactive page (out ends in .html) or a picture (.png,
-    .pdf, .svg).
+    """Write what a model attends to in image files: an interactive page (.html) or a picture (.png, .pdf, .svg).
 
     model: a fitted `tb.ViT`, a `VisionTransformer`, or a dict from names to such models, which are compared. Images are
-    stretched to the model's size. mean, std: the normalisation of a VisionTransformer's input, for pixels in 0..1 (a
-    tb.ViT has its own; 0.5 is that of the published ViTs). Returns the path. Raises DataError for a file that is no
-    image.
+    stretched to the model's size and, for a VisionTransformer, normalised by its `preprocessing` (mean and std 0.5,
+    the original ViTs', where it has none). Returns the path. Raises DataError for a file that is no image.
     """
     out = Path(out)
     if out.suffix not in (".html", ".png", ".pdf", ".svg"):
@@ -39,7 +34,7 @@ def attention_files(
     first = next(iter(models.values()))
     X = _load(first, paths)
     if not hasattr(first, "_prepare"):
-        X = Normalize(mean, std)(X)
+        X = Normalize.from_dict(first.preprocessing or {"mean": [0.5], "std": [0.5]})(X)
     several = len(models) > 1
     result = compare_attention(models, X) if several else attention(first, X)
     if out.suffix == ".html":

@@ -14,7 +14,8 @@ class Layout:
     """The order of a network's tokens: the class token if there is one, the registers, then the patches row by row.
 
     grid: (rows, columns) of patches; patch_size: (height, width) in pixels; pool: what the classifier reads, the 'mean'
-    of the patches or the class token ('cls').
+    of the patches, the class token ('cls') or DeiT's distillation token, the first register ('dist'), or two of them
+    joined by '+'.
     """
 
     grid: tuple[int, int]
@@ -24,8 +25,11 @@ class Layout:
     pool: str = "mean"
 
     def __post_init__(self):
-        if self.pool not in ("mean", "cls") or (self.pool == "cls" and not self.class_token):
-            raise ValueError(f"pool must be 'mean', or 'cls' where there is a class token, not {self.pool!r}")
+        known = {"mean": True, "cls": self.class_token, "dist": self.class_token and self.registers > 0}
+        if not all(known.get(part) for part in self.pool.split("+")):
+            raise ValueError(
+                f"pool names tokens that this layout has, 'mean' or 'cls' where it has one, not {self.pool!r}"
+            )
 
     @classmethod
     def of(cls, model: Module) -> "Layout":
@@ -74,16 +78,27 @@ class Layout:
             f" below {self.tokens}, not {query!r}"
         )
 
+    @property
+    def readout(self) -> np.ndarray:
+        """The weight (T,) of each token in what the classifier reads, summing to 1."""
+        patches = self.tokens - self.prefix
+        weights = {"cls": np.eye(self.tokens)[0], "dist": np.eye(self.tokens)[min(1, self.tokens - 1)]}
+        weights["mean"] = np.repeat([0.0, 1 / patches], [self.prefix, patches])
+        return np.mean([weights[part] for part in self.pool.split("+")], axis=0)
+
+    def describe(self, query: Query = None) -> str:
+        """What `image_map(a, query)` shows, in words."""
+        if query is not None:
+            return f"Where {self.names[self.token(query)]} looks"
+        return {"cls": "What the class token reads", "mean": "What the mean of all patches reads"}.get(
+            self.pool, "What the classifier's tokens read, on average"
+        )
+
     def image_map(self, a: np.ndarray, query: Query = None) -> np.ndarray:
         """The row of one token laid out as patches: a (N, T, T) -> (N, rows, columns).
 
         query: see `token`; None: what the classifier reads, the class token's row or the mean of all patches' rows.
         Shares that go to extra tokens are left out, so that a map sums to 1 only without such tokens.
         """
-        if query is not None:
-            row = a[:, self.token(query)]
-        elif self.pool == "cls":
-            row = a[:, 0]
-        else:
-            row = a[:, self.prefix :].mean(axis=1)
+        row = self.readout @ a if query is None else a[:, self.token(query)]
         return row[:, self.prefix :].reshape(-1, *self.grid)

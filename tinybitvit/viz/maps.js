@@ -81,10 +81,9 @@ const incoming = () => query() !== null && byId("incoming").checked !== state.sh
 function shares(model) {
   const m = matrix(model), q = query();
   if (q !== null) return Array.from({ length: TOKENS }, (_, j) => (incoming() ? m[j * TOKENS + q] : m[q * TOKENS + j]));
-  if (layout.pool === "cls") return Array.from(m.subarray(0, TOKENS));
-  const mean = new Array(TOKENS).fill(0);
-  for (let row = layout.prefix; row < TOKENS; row++) {
-    for (let j = 0; j < TOKENS; j++) mean[j] += m[row * TOKENS + j] / (TOKENS - layout.prefix);
-  }
-  return mean;
+  const read = new Array(TOKENS).fill(0);
+  layout.readout.forEach((weight, row) => {
+    for (let j = 0; weight && j < TOKENS; j++) read[j] += weight * m[row * TOKENS + j];
+  });
+  return read;
 }

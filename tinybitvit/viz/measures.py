@@ -53,7 +53,7 @@ def rollout(layers: list[np.ndarray], residual: float = 0.5) -> list[np.ndarray]
     """
     if not 0 <= residual <= 1:
         raise ValueError(f"residual is a weight between 0 and 1, not {residual!r}")
-    result = []
+    result: list[np.ndarray] = []
     for a in layers:
         step = (1 - residual) * a + residual * np.eye(a.shape[-1])
         result.append(step @ result[-1] if result else step)

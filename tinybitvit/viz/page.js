@@ -112,7 +112,7 @@ function drawScale(index, name, title, low, high) {
 }
 
 function describeQuery() {
-  if (query() === null) return layout.pool === "cls" ? "What the class token reads" : "What the mean of all patches reads";
+  if (query() === null) return layout.reads;
   const name = layout.names[query()], pinned = state.pinned === null ? "" : " (pinned)";
   return incoming() ? `Who looks at ${name}${pinned}` : `Where ${name} looks${pinned}`;
 }

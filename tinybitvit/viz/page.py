@@ -148,7 +148,8 @@ def _data(source: Any, layers: list[int], count: int, note: str) -> dict[str, An
         "layout": {
             "grid": layout.grid,
             "prefix": layout.prefix,
-            "pool": layout.pool,
+            "readout": layout.readout.tolist(),
+            "reads": layout.describe(),
             "names": layout.names,
             "short": short,
         },
@@ -170,7 +171,7 @@ def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], c
     overview = source.divergence[name] if other else record.entropy()[:count].mean(axis=0)
     heads = np.stack([record.maps[layer][:count, matches[layer]] for layer in layers], axis=1)
     fused = [measures.fuse_heads(a[:count]) for a in record.maps]
-    result = {
+    result: dict[str, Any] = {
         "name": name,
         "heads": _packed(heads),
         "min": _packed(_stacked([measures.fuse_heads(a[:count], "min") for a in record.maps], layers)),
@@ -183,7 +184,7 @@ def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], c
         },
         "predictions": None,
     }
-    if record.gradients is not None:
+    if record.gradients is not None and record.target is not None:
         gradients = measures.gradient_rollout([a[:count] for a in record.maps], [g[:count] for g in record.gradients])
         result["gradient"] = _packed(_stacked(gradients, layers))
         result["target"] = [str(record.classes[i]) for i in record.target[:count]]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from ..nn import Module
+from ..backend import to_numpy
 from .figure import (
     DIVERGING,
     PALETTE,
@@ -72,12 +72,12 @@ def plot_confusion(
     from sklearn.metrics import confusion_matrix
 
     predictions = dict(y_pred) if isinstance(y_pred, Mapping) else {"": y_pred}
-    if classes is None:
-        classes = np.unique(np.concatenate([np.asarray(y_true), *map(np.asarray, predictions.values())]))
-    names = [str(c) for c in classes] if names is None else [str(n) for n in names]
-    if len(names) != len(classes):
-        raise ValueError(f"names holds {len(names)} texts for {len(classes)} classes: give one for each")
-    matrices = {k: confusion_matrix(y_true, v, labels=list(classes)).astype(float) for k, v in predictions.items()}
+    occurring = np.unique(np.concatenate([np.asarray(y_true), *map(np.asarray, predictions.values())]))
+    labels = list(occurring if classes is None else classes)
+    names = [str(label) for label in (labels if names is None else names)]
+    if len(names) != len(labels):
+        raise ValueError(f"names holds {len(names)} texts for {len(labels)} classes: give one for each")
+    matrices = {k: confusion_matrix(y_true, v, labels=labels).astype(float) for k, v in predictions.items()}
     if normalize:
         matrices = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in matrices.items()}
     norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in matrices.values())))
@@ -110,6 +110,8 @@ def plot_weights(model: Any, layer: int = 0) -> Figure:
     figure = new_figure(9.5, 6.2)
     axes = figure.subplots(2, 3)
     ternary = codes and all(np.abs(p).max() <= 1 for p in planes.values())
+    norm: Normalize
+    cmap: Any
     if ternary:
         norm, cmap = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3), ListedColormap(TERNARY)
     else:
@@ -166,13 +168,11 @@ def _named(history: Any) -> dict[str, Mapping]:
         raise ValueError("history must be a history_ (dict of lists), a fitted tb.ViT, or a dict from names to either")
     if "loss" in history:
         return {"": history}
-    return {str(name): getattr(h, "history_", h) for name, h in history.items()}
+    return {str(name): h.history_ if hasattr(h, "history_") else h for name, h in history.items()}
 
 
-def _weight(layer: Module) -> np.ndarray:
+def _weight(layer: Any) -> np.ndarray:
     """The integer codes of a low-bit layer, else the float weight, as a host array (out, in)."""
-    from ..backend import to_numpy
-
     return to_numpy(layer.codes()[0] if hasattr(layer, "codes") else layer.weight.data)
 
 

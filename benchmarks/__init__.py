@@ -1,0 +1,1 @@
+"""Speed against PyTorch eager, torch.compile and JAX: `python -m benchmarks train|infer|ops|packed|import`."""

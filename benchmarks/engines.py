@@ -1,0 +1,162 @@
+"""One contestant per class, the same model, weights, batch and threads: `train()` is a step, `infer()` a forward."""
+
+import os
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass
+class Job:
+    """What is measured. tokens = (image / patch)^2 + 1; threads: cores that each contestant may use."""
+
+    image: int = 32
+    patch: int = 4
+    dim: int = 192
+    depth: int = 6
+    heads: int = 3
+    bits: float = 32
+    batch: int = 128
+    threads: int = 2
+
+    def tiny_model(self):
+        import tinybitvit as tb
+
+        net = {"dim": self.dim, "depth": self.depth, "heads": self.heads, "bits": self.bits, "pool": "cls"}
+        return tb.models.VisionTransformer(self.image, self.patch, rng=np.random.default_rng(0), **net)
+
+    def data(self):
+        rng = np.random.default_rng(1)
+        x = rng.standard_normal((self.batch, self.image, self.image, 3), dtype="float32")
+        return x, rng.integers(0, 10, self.batch)
+
+
+class TinyBitViT:
+    """tb.train.Trainer: worker threads, each with a shard of the batch."""
+
+    def __init__(self, job):
+        import tinybitvit as tb
+
+        self.model, (self.x, self.y) = job.tiny_model(), job.data()
+        self.optimizer = tb.optim.AdamW(tb.optim.decay_groups(self.model, 0.05), lr=1e-3)
+        self.trainer = tb.train.Trainer(self.model, self.optimizer, workers=min(job.threads, job.batch))
+
+    def train(self):
+        return self.trainer.step(self.x, self.y)
+
+    def infer(self):
+        return self.trainer.predict(self.x, batch_size=len(self.x))
+
+
+class PlainLoop(TinyBitViT):
+    """zero_grad, backward, step on one Python thread; BLAS has the threads."""
+
+    def train(self):
+        import tinybitvit as tb
+
+        self.optimizer.zero_grad()
+        loss = tb.functional.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def infer(self):
+        import tinybitvit as tb
+
+        with tb.no_grad():
+            return self.model(self.x).numpy()
+
+
+class Packed(TinyBitViT):
+    """Inference from packed bytes."""
+
+    def __init__(self, job):
+        super().__init__(job)
+        import tinybitvit as tb
+
+        self.trainer = tb.train.Trainer(self.model.pack(), workers=min(job.threads, job.batch))
+
+
+class Torch:
+    """PyTorch eager."""
+
+    def __init__(self, job):
+        import torch
+
+        from .torch_vit import VisionTransformer
+
+        torch.set_num_threads(job.threads)
+        self.torch = torch
+        config = {k: v for k, v in asdict(job).items() if k not in ("batch", "threads")}
+        self.model = VisionTransformer(**config)
+        state = job.tiny_model().state_dict()
+        self.model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
+        x, y = job.data()
+        self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
+        matrices = [p for p in self.model.parameters() if p.ndim == 2]
+        rest = [p for p in self.model.parameters() if p.ndim != 2]
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3)
+
+    def train(self):
+        self.optimizer.zero_grad()
+        loss = self.torch.nn.functional.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def infer(self):
+        with self.torch.inference_mode():
+            return self.model(self.x).numpy()
+
+
+class TorchCompile(Torch):
+    """torch.compile of the model."""
+
+    def __init__(self, job):
+        super().__init__(job)
+        self.model = self.torch.compile(self.model)
+
+
+class Jax:
+    """JAX, the whole step under jit (32 bits only)."""
+
+    def __init__(self, job):
+        if job.bits != 32:
+            raise SystemExit("the JAX contestant has 32 bits only")
+        from . import jax_vit
+
+        shape = (job.patch, job.depth, job.heads)
+        self.state = {name: jax_vit.jnp.asarray(a) for name, a in job.tiny_model().state_dict().items()}
+        self.m = jax_vit.jax.tree.map(jax_vit.jnp.zeros_like, self.state)
+        self.v, self.t = self.m, 0
+        self.x, self.y = map(jax_vit.jnp.asarray, job.data())
+        self.step = jax_vit.make_step(*shape)
+        self.forward = jax_vit.jax.jit(lambda s, x: jax_vit.forward(s, x, *shape))
+
+    def train(self):
+        self.t += 1
+        self.state, self.m, self.v, loss = self.step(self.state, self.m, self.v, self.t, self.x, self.y)
+        return float(loss)
+
+    def infer(self):
+        return np.asarray(self.forward(self.state, self.x))
+
+
+ENGINES = {
+    "tinybitvit": TinyBitViT,
+    "plain": PlainLoop,
+    "packed": Packed,
+    "torch": Torch,
+    "compile": TorchCompile,
+    "jax": Jax,
+}
+
+
+def limit_threads(name, threads):
+    """Environment of a contestant's process, before its libraries are loaded."""
+    env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    env["OPENBLAS_NUM_THREADS"] = env["OMP_NUM_THREADS"] = str(threads)
+    if name == "jax" and threads == 1:
+        env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    return env
