@@ -234,3 +234,38 @@ def test_auto_patch(shape, patch):
 )
 def test_flat_rows_become_images(features, shape):
     assert flat_shape(features) == shape
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([3, 1, 2]),
+        np.array(["a", "ü", "ccc"]),
+        np.array([False, True, True]),
+        np.array(["x", "y", "z"], object),
+    ],
+)
+def test_saved_and_loaded_models_predict_the_same(data, tmp_path, labels):
+    X, y = data
+    model = fit((X, labels[y]), bits=1.58)
+    model.save(tmp_path / "full.safetensors")
+    model.save(tmp_path / "packed.safetensors", packed=True)
+    full, packed = tb.load(tmp_path / "full.safetensors"), tb.load(tmp_path / "packed.safetensors")
+    np.testing.assert_array_equal(full.decision_function(X), model.decision_function(X))
+    # Integer sums are exact, but sums of floats in another order can tip a rounding, and with it one code of a token.
+    np.testing.assert_allclose(packed.decision_function(X), model.decision_function(X), atol=0.05)
+    np.testing.assert_array_equal(model.pack().decision_function(X), packed.decision_function(X))
+    assert full.classes_.dtype == model.classes_.dtype and (full.predict(X) == model.predict(X)).all()
+    assert full.get_params() == model.get_params() and full.history_ == model.history_
+    assert full.partial_fit(X, labels[y]).n_iter_ == 13
+    with pytest.raises(RuntimeError, match="packed model cannot be trained"):
+        packed.partial_fit(X, labels[y])
+
+
+def test_files_without_an_estimator_are_refused(data, tmp_path):
+    model = fit(data)
+    tb.io.save_model(tmp_path / "network.safetensors", model.model_)
+    with pytest.raises(tb.io.CheckpointError, match=r"no tb.ViT.*tb.io.load_model"):
+        tb.load(tmp_path / "network.safetensors")
+    with pytest.raises(NotFittedError):
+        tb.ViT().save(tmp_path / "x.safetensors")

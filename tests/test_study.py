@@ -312,7 +312,7 @@ def test_folder_is_tried_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "train_model", no_training)
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match="cannot write into .*; choose another folder"):
+        with pytest.raises(OSError, match=r"cannot write into .*; choose another folder"):
             study.run_study("digits", out=out)
     full_disk(monkeypatch, after=1)
     with pytest.raises(OSError, match="No space left on device; choose another folder"):

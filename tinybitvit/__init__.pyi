@@ -15,6 +15,7 @@ from .autograd import grad as grad
 from .autograd import no_grad as no_grad
 from .backend import manual_seed as manual_seed
 from .estimator import ViT as ViT
+from .estimator import load as load
 from .tensor import Tensor as Tensor
 
 __version__: str

@@ -91,24 +91,18 @@ def build_parser() -> Parser:
     )
     add_training_arguments(p)
 
-    p = add(commands, predict, "name the class of pictures")
-    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
-    p.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="picture files; they are stretched to the model's image size"
-    )
-
-    p = add(commands, attention, "show what a model looks at in pictures, as an interactive page or a figure")
-    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
-    p.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    p.add_argument(
-        "--out",
-        metavar="FILE",
-        default="attention.html",
-        help="page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)",
-    )
-
-    p = add(commands, inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
-    p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+    for command, text in (
+        (predict, "name the class of pictures"),
+        (attention, "show what a model looks at in pictures, as an interactive page or a figure"),
+        (inspect, "print the layers of a model: shape, bits, bytes, share of zeros"),
+    ):
+        p = add(commands, command, text)
+        p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        if command is not inspect:
+            p.add_argument("images", nargs="+", metavar="IMAGE", help="pictures; stretched to the model's image size")
+        if command is attention:
+            out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
+            p.add_argument("--out", metavar="FILE", default="attention.html", help=out_help)
 
     add(commands, doctor, "print versions and device, and check every operation on this machine")
     return parser

@@ -1,5 +1,6 @@
 """tb.ViT: the Vision Transformer as a scikit-learn classifier."""
 
+import copy
 import math
 import os
 
@@ -18,7 +19,8 @@ from sklearn.utils.validation import (
 from . import backend
 from . import functional as F
 from .data import Loader, Normalize, make_augment
-from .data.images import auto_patch, check_finite, check_images, flat_shape
+from .data.images import auto_patch, check_finite, check_images, encode_labels, flat_shape
+from .io import load_classifier, save_classifier
 from .models import VisionTransformer, start_from
 from .ops.norm import softmax_array
 from .optim import AdamW, WarmupCosine, decay_groups
@@ -121,7 +123,7 @@ class ViT(ClassifierMixin, BaseEstimator):
         if eval_set is None and self.early_stopping:
             X, codes, weight, eval_set = self._hold_out(X, codes, weight)
         elif eval_set is not None:
-            eval_set = self._prepare(eval_set[0]), self._encode(eval_set[1])
+            eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
         loader = self._loader(X, codes, weight)
         total = max(1, self.epochs * len(loader))
         schedule = WarmupCosine(self._optimizer, total, warmup=min(total, round(self.warmup * total)))
@@ -164,8 +166,8 @@ class ViT(ClassifierMixin, BaseEstimator):
 
     def _build(self, X):
         """Everything that the shape of X and the classes decide."""
-        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
         self._check_options()
+        self._start_random()
         self.normalize_ = Normalize.fit(X)
         patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
         self.model_ = VisionTransformer(
@@ -189,6 +191,10 @@ class ViT(ClassifierMixin, BaseEstimator):
             print("training on the GPU", flush=True)
         self.model_.to(device)
         self._optimizer = self._make_optimizer()
+
+    def _start_random(self):
+        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
+        self._optimizer = None
 
     def _source(self):
         source = self.init_from
@@ -261,6 +267,24 @@ class ViT(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self.normalize_(self._check_images(X, reset=False))
 
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def pack(self, layout=None):
+        """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`)."""
+        check_is_fitted(self)
+        packed = copy.copy(self)
+        packed.model_, packed._optimizer = self.model_.pack(layout), None
+        return packed
+
+    def save(self, path, packed=False):
+        """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
+
+        packed: only what prediction needs, low-bit weights as packed bytes; without it `partial_fit` can go on from the
+        loaded model. Raises `tb.io.CheckpointError` where the file cannot be written.
+        """
+        check_is_fitted(self)
+        save_classifier(path, self, packed)
+
     # --- checking -----------------------------------------------------------------------------------------------------
 
     def _check_options(self):
@@ -292,18 +316,7 @@ class ViT(ClassifierMixin, BaseEstimator):
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float32)
         if weight is not None and (weight < 0).any():
             raise ValueError("sample_weight must not be negative")
-        return X, self._encode(y), weight
-
-    def _encode(self, y):
-        y = np.asarray(y)
-        codes = np.searchsorted(self.classes_, y)
-        unseen = self.classes_[np.minimum(codes, len(self.classes_) - 1)] != y
-        if unseen.any():
-            raise ValueError(
-                f"y holds the label {y[unseen].tolist()[0]!r}, which is not among the classes:"
-                f" {self.classes_.tolist()[:20]}"
-            )
-        return codes
+        return X, encode_labels(y, self.classes_), weight
 
     def _check_images(self, X, reset):
         """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
@@ -326,3 +339,13 @@ class ViT(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+
+def load(path, device="cpu"):
+    """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
+
+    A packed file gives a model that predicts and cannot be trained.
+    """
+    loaded = load_classifier(path, ViT, backend.resolve_device(device))
+    loaded._start_random()
+    return loaded

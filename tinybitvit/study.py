@@ -182,7 +182,7 @@ def run_study(
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder and write into it for a trial, so that a mistake costs a second and not the time of a training."""
+    """Make the folder and write into it for a trial: a mistake is to cost a second and not the time of a training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as trial:

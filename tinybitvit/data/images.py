@@ -1,4 +1,4 @@
-"""What counts as a batch of images: shapes, finiteness, sizes that fit patches."""
+"""What counts as a batch of images with labels: shapes, finiteness, sizes that fit patches, known classes."""
 
 import math
 
@@ -53,3 +53,15 @@ def check_finite(X: np.ndarray) -> None:
     if X.dtype.kind == "f" and not np.isfinite(X).all():
         bad = int(np.argmin(np.isfinite(X).reshape(len(X), -1).all(axis=1)))
         raise ValueError(f"X contains NaN or inf pixels (first in image {bad}); remove or replace them")
+
+
+def encode_labels(y, classes: np.ndarray) -> np.ndarray:
+    """Labels (n,) as positions in the sorted `classes`; ValueError for a label that is not among them."""
+    y = np.asarray(y)
+    codes = np.searchsorted(classes, y)
+    unseen = classes[np.minimum(codes, len(classes) - 1)] != y
+    if unseen.any():
+        raise ValueError(
+            f"y holds the label {y[unseen].tolist()[0]!r}, which is not among the classes: {classes.tolist()[:20]}"
+        )
+    return codes

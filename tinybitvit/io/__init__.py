@@ -2,5 +2,22 @@
 
 from ..files import CheckpointError, read_safetensors, write_safetensors
 from .checkpoint import Checkpoint, load_model, save_model
+from .classifier import load_classifier, save_classifier
+from .export import FORMATS, export
+from .hf import export_hf
+from .onnx import export_onnx
 
-__all__ = ["Checkpoint", "CheckpointError", "load_model", "read_safetensors", "save_model", "write_safetensors"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "FORMATS",
+    "export",
+    "export_hf",
+    "export_onnx",
+    "load_classifier",
+    "load_model",
+    "read_safetensors",
+    "save_classifier",
+    "save_model",
+    "write_safetensors",
+]

@@ -38,9 +38,8 @@ class Graph:
     def constant(self, value: Any, dtype: str = "float32", name: str | None = None) -> str:
         from onnx import numpy_helper
 
-        array = np.ascontiguousarray(np.asarray(backend.to_numpy(value), dtype))
         name = name or f"constant_{len(self.constants)}"
-        self.constants[name] = numpy_helper.from_array(array.reshape(np.shape(value)), name)
+        self.constants[name] = numpy_helper.from_array(np.array(backend.to_numpy(value), dtype, order="C"), name)
         return name
 
     def integers(self, codes: np.ndarray, layout: str, name: str) -> str:
@@ -81,9 +80,8 @@ def export_onnx(
     except ImportError as error:
         raise ImportError('exporting to ONNX needs the package onnx: pip install "tinybitvit[onnx]"') from error
     graph = Graph()
-    logits = _model(graph, model, preprocessing or model.preprocessing, int8, float_images)
+    _model(graph, model, preprocessing or model.preprocessing, int8, float_images)
     graph.nodes[-1].output[0] = "logits"
-    assert graph.nodes[-1].name == logits
     pixels = onnx.TensorProto.FLOAT if float_images else onnx.TensorProto.UINT8
     (height, width), channels = model.embed.patch.image_size, model.embed.patch.in_channels
     images = onnx.helper.make_tensor_value_info("images", pixels, ["N", height, width, channels])
@@ -91,7 +89,7 @@ def export_onnx(
     output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", width])
     body = onnx.helper.make_graph(graph.nodes, "tinybitvit", [images], [output], [*graph.constants.values()])
     low = [m.bits for m in model.modules() if isinstance(m, (BitLinear, PackedLinear))]
-    opset = onnx.helper.make_opsetid("", max([OLDEST] + [] if int8 else [OLDEST, *(STORED[b][1] for b in low)]))
+    opset = onnx.helper.make_opsetid("", max([OLDEST, *([] if int8 else [STORED[bits][1] for bits in low])]))
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
@@ -143,10 +141,7 @@ def _tokens(graph, model, x):
     before = graph.constant(np.concatenate([backend.to_numpy(t) for t in tokens], axis=1))
     batch = graph.add("Shape", x, start=0, end=1)
     shape = graph.add("Concat", batch, graph.constant([embed.prefix, dim], "int64"), axis=0)
-    parts = [graph.add("Expand", before, shape), x]
-    if embed.cls_token is None:  # registers alone stand behind nothing, but before the patches all the same
-        parts = [graph.add("Expand", before, shape), x]
-    return graph.add("Concat", *parts, axis=1)
+    return graph.add("Concat", graph.add("Expand", before, shape), x, axis=1)
 
 
 def _layer_norm(graph, norm: LayerNorm, x):
@@ -182,14 +177,15 @@ def _linear(graph, layer, x, name, int8):
 def _bit_linear(graph, layer, x, name, int8):
     """s_x s_w (c Q^T); see `quant.integer`."""
     codes, scale = (backend.to_numpy(a) for a in layer.codes())
-    weight = graph.integers(codes.T.astype("int8"), "int8" if int8 else STORED[layer.bits][0], f"{name}.codes")
+    layout = "int8" if int8 else STORED[layer.bits][0]
+    weight = graph.integers(codes.T.astype("int8"), layout, f"{name}.codes")
     scale = graph.constant(scale[:, 0] if len(scale) > 1 else scale[0], name=f"{name}.scale")
     if layer.norm is not None:
         x = _rms_norm(graph, layer.norm, x)
     if layer.activation_bits is None:
         return graph.add("Mul", graph.add("MatMul", x, graph.cast(weight, "FLOAT")), scale)
     x, step = _quantize(graph, x, layer.activation_bits)
-    y = graph.add("MatMulInteger", graph.cast(x, "INT8"), weight if int8 else graph.cast(weight, "INT8"))
+    y = graph.add("MatMulInteger", graph.cast(x, "INT8"), weight if layout == "int8" else graph.cast(weight, "INT8"))
     return graph.add("Mul", graph.add("Mul", graph.cast(y, "FLOAT"), step), scale)
 
 

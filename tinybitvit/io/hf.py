@@ -1,0 +1,48 @@
+"""The layout of Hugging Face's BitNet, so that `transformers` can read a ternary or binary model's packed weights."""
+
+import json
+import os
+
+from .. import backend
+from ..files import tensor_bytes, write_file
+from ..models import VisionTransformer
+from ..quant import BitLinear, PackedLinear, pack
+
+CONVENTION = (
+    "weight: uint8 (out/4, in), layout of transformers.integrations.bitnet: byte row r holds the codes + 1 of rows r, "
+    "r + out/4, r + 2 out/4, r + 3 out/4, lowest bits first. weight_scale divides, as in its BitLinear: "
+    "y = (x_codes @ codes.T) / (x_scale * weight_scale) + bias, x_scale = 127 / max |x| per token; AutoBitLinear "
+    "multiplies instead and needs 1 / weight_scale. rms_norm comes before the quantisation of the inputs. All other "
+    "weights are dense. Images are channels-last."
+)
+
+
+def export_hf(model: VisionTransformer, path: str | os.PathLike) -> None:
+    """Write a model of 1 or 1.58 bits as a safetensors file whose low-bit layers transformers' BitLinear can load.
+
+    Every low-bit layer becomes `weight` (uint8), `weight_scale` ((1,), or (out,) where a scale belongs to a row; it
+    *divides*), `bias` and `rms_norm.weight`; patch embedding, norms, positions and head stay dense. The convention
+    stands in the metadata. ValueError for other bits, other inputs than 8 bits, and rows that are no multiple of 4.
+    """
+    config = model.config
+    if config["bits"] not in (1, 1.58):
+        raise ValueError(f"Hugging Face's BitNet has weights of 1.58 or 1 bit, not {config['bits']}: export to ONNX")
+    if config["activation_bits"] != 8:
+        raise ValueError(f"Hugging Face's BitNet has inputs of 8 bits, not {config['activation_bits']}: export to ONNX")
+    arrays = {name: backend.to_numpy(a) for name, a in model.state_dict().items()}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (BitLinear, PackedLinear)):
+            continue
+        if layer.out_features % 4:
+            raise ValueError(
+                f"{name} has {layer.out_features} rows; Hugging Face's layout needs a multiple of 4: train with a "
+                "multiple of 4 for dim and dim * mlp_ratio, or export to ONNX"
+            )
+        codes, scale = (backend.to_numpy(a) for a in layer.codes())
+        for own in ("weight", "packed", "scale"):
+            arrays.pop(f"{name}.{own}", None)
+        arrays |= {f"{name}.weight": pack(codes, "hf"), f"{name}.weight_scale": (1 / scale).reshape(-1)}
+        if layer.norm is not None:
+            arrays[f"{name}.rms_norm.weight"] = arrays.pop(f"{name}.norm.weight")
+    about = {"config": config, "convention": CONVENTION, "preprocessing": model.preprocessing}
+    write_file(path, tensor_bytes(arrays, {"format": "pt", "tinybitvit_hf": json.dumps(about)}))
