@@ -26,7 +26,7 @@ def screenshot(page: Path, picture: Path) -> None:
     with tempfile.TemporaryDirectory() as profile:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
         flags += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
-        flags += [f"--user-data-dir={profile}", "--window-size=980,800", f"--screenshot={picture}"]
+        flags += [f"--user-data-dir={profile}", "--window-size=980,980", f"--screenshot={picture}"]
         subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True, timeout=60)
 
 

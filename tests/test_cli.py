@@ -50,7 +50,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"tinybitvit {tb.__version__}\n"
     assert status_of("--help") == 0
     text = capsys.readouterr().out
-    for name in ("study", "train", "predict", "attention", "inspect", "doctor"):
+    for name in ("study", "train", "predict", "attention", "inspect", "export", "doctor"):
         assert re.search(rf"\n +{name}\s+[a-z]", text)
         assert status_of(name, "--help") == 0
         assert f"usage: tinybitvit {name}" in capsys.readouterr().out
@@ -156,6 +156,8 @@ BAD = {
     "train digits --bits 32 --packed": "--packed needs --bits below 32",
     "predict": "required: MODEL, IMAGE",
     "predict file": "required: IMAGE",
+    "export file --out x": "required: --format",
+    "export file --out x --format zip": "argument --format: invalid choice: 'zip'",
     "doctor now": "unrecognized arguments: now",
 }
 
@@ -227,8 +229,6 @@ def test_doctor_passes_away_from_the_checkout(tmp_path):
 
 # --- one model in a file ----------------------------------------------------------------------------------------------
 
-needs_files = pytest.mark.skipif(not hasattr(tb.ViT, "save"), reason="tb.ViT.save is missing")
-
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
@@ -248,7 +248,6 @@ def pictures(tmp_path):
     return paths
 
 
-@needs_files
 def test_train_saves_what_it_measured(tmp_path, capsys):
     path = tmp_path / "m.safetensors"
     assert cli.main(["train", "digits", *TINY, "--bits", "1", "--seed", "2", "--out", str(path)]) == 0
@@ -261,7 +260,6 @@ def test_train_saves_what_it_measured(tmp_path, capsys):
     assert model.bits == 1 and list(model.classes_) == sorted(data.classes)
 
 
-@needs_files
 def test_packed_files_are_small_and_predict_the_same(tmp_path, model_file, pictures, capsys):
     path = tmp_path / "packed.safetensors"
     assert cli.main(["train", "digits", *TINY, "--bits", "1.58", "--packed", "--out", str(path)]) == 0
@@ -275,7 +273,6 @@ def test_packed_files_are_small_and_predict_the_same(tmp_path, model_file, pictu
         assert full[:2] == packed[:2] and float(full[2]) == pytest.approx(float(packed[2]), abs=0.01)
 
 
-@needs_files
 def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert cli.main(["predict", model_file, *pictures]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -304,7 +301,6 @@ def test_pictures_become_what_the_model_takes(pictures):
             assert image.shape == shape and image.dtype == np.uint8
 
 
-@needs_files
 def test_a_bad_picture_or_model_gives_one_sentence(model_file, pictures, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
@@ -314,7 +310,6 @@ def test_a_bad_picture_or_model_gives_one_sentence(model_file, pictures, tmp_pat
         assert err.count("\n") == 1 and err.startswith("tinybitvit: ")
 
 
-@needs_files
 def test_inspect_counts_every_byte(model_file, capsys):
     assert cli.main(["inspect", model_file]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -324,10 +319,38 @@ def test_inspect_counts_every_byte(model_file, capsys):
     assert any(line.startswith("blocks.0.attn.qkv ") and " 48 x 16 " in line for line in lines)
 
 
-@needs_files
 @pytest.mark.parametrize("name", ["maps.html", "maps.png"])
 def test_attention_writes_a_page_or_a_figure(name, model_file, pictures, tmp_path, capsys):
     out = tmp_path / name
     assert cli.main(["attention", model_file, *pictures, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"written: {out}\n"
     assert out.read_bytes().startswith(b"\x89PNG" if name.endswith("png") else b"<!doctype html>")
+
+
+def test_export_knows_every_format():
+    assert cli.EXPORT_FORMATS == tb.io.FORMATS
+
+
+def test_exported_onnx_takes_the_same_images(model_file, tmp_path, capsys):
+    """uint8 pixels in, the model's own logits out: the normalisation went along."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    X = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    expected = tb.load(model_file).decision_function(X)
+    out = tmp_path / "model.onnx"
+    assert cli.main(["export", model_file, "--format", "onnx", "--int8", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"written: {out} ({out.stat().st_size:,} bytes)\n"
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": X})
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+
+
+def test_exported_safetensors_are_packed(model_file, tmp_path, capsys):
+    out = tmp_path / "packed.safetensors"
+    assert cli.main(["export", model_file, "--format", "safetensors", "--out", str(out)]) == 0
+    assert out.stat().st_size < 0.6 * Path(model_file).stat().st_size
+    X = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    assert list(tb.load(out).predict(X)) == list(tb.load(model_file).predict(X))
+    assert cli.main(["export", str(out), "--format", "hf", "--out", str(tmp_path / "hf.safetensors")]) == 0
+    assert cli.main(["export", model_file, "--format", "hf", "--int8", "--out", "x"]) == 2
+    assert capsys.readouterr().err == "tinybitvit: --int8 is for --format onnx\n"

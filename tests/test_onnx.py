@@ -123,7 +123,7 @@ def test_float_images(tmp_path, rng):
 
 
 def inner_values(path):
-    """The names (codes, weight codes, sums) at every MatMulInteger; the file is changed so that a run gives them out."""
+    """The names (codes, weight codes, sums) at every MatMulInteger; the file is changed to give them out."""
     model = onnx.load(path)
     triples = [(*node.input, *node.output) for node in model.graph.node if node.op_type == "MatMulInteger"]
     kinds = onnx.TensorProto.INT8, onnx.TensorProto.INT8, onnx.TensorProto.INT32

@@ -24,7 +24,7 @@ LAYERS = [
     {"course", "doctor", "study"},
     {"report"},
     {"estimator"},
-    {"viz", "io"},
+    {"viz", "io", "web"},
     {"train"},
     {"distributed"},
     {"models", "optim", "data"},
@@ -34,6 +34,7 @@ LAYERS = [
     {"tensor"},
     {"autograd"},
     {"ops"},
+    {"files"},
     {"backend"},
 ]
 RANK = {unit: len(LAYERS) - depth for depth, units in enumerate(LAYERS) for unit in units}
@@ -54,6 +55,7 @@ ALLOWED = {
         "estimator": "scikit-learn's arrays come in and go out",
         "viz": "matplotlib draws host arrays",
         "io": "files hold host arrays",
+        "web": "a page holds host arrays",
         "study": "tables and confusion matrices",
         "course": "grades host arrays",
         "cli": "doctor reports NumPy's version and BLAS",

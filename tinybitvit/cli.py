@@ -1,4 +1,4 @@
-"""The command `tinybitvit`: study, train, predict, attention, inspect, doctor.
+"""The command `tinybitvit`: study, train, predict, attention, inspect, export, doctor.
 
 What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
 """
@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 
 DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
+EXPORT_FORMATS = ("onnx", "hf", "safetensors")  # tinybitvit.io.FORMATS, not imported because that is slow
+EXPORT_HELP = "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed"
 # What a user can cause or mend: one sentence instead of a traceback. Anything else is a bug and shows where.
 ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -91,21 +93,39 @@ def build_parser() -> Parser:
     )
     add_training_arguments(p)
 
-    for command, text in (
-        (predict, "name the class of pictures"),
-        (attention, "show what a model looks at in pictures, as an interactive page or a figure"),
-        (inspect, "print the layers of a model: shape, bits, bytes, share of zeros"),
-    ):
-        p = add(commands, command, text)
-        p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
-        if command is not inspect:
-            p.add_argument("images", nargs="+", metavar="IMAGE", help="pictures; stretched to the model's image size")
-        if command is attention:
-            out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
-            p.add_argument("--out", metavar="FILE", default="attention.html", help=out_help)
-
+    add_model_commands(commands)
     add(commands, doctor, "print versions and device, and check every operation on this machine")
     return parser
+
+
+def add_model_commands(commands) -> None:
+    """The commands that take a saved model."""
+
+    def add_with_model(command, text: str) -> Parser:
+        p = add(commands, command, text)
+        p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        return p
+
+    images: dict[str, Any] = {
+        "nargs": "+",
+        "metavar": "IMAGE",
+        "help": "pictures; they are stretched to the model's image size",
+    }
+    add_with_model(predict, "name the class of pictures").add_argument("images", **images)
+
+    p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    p.add_argument("images", **images)
+    out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
+    p.add_argument("--out", metavar="FILE", default="attention.html", help=out_help)
+
+    add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
+
+    p = add_with_model(export, "write a model for other programs")
+    p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
+    p.add_argument(
+        "--int8", action="store_true", help="onnx: weights of 8 bits, for runtimes that know no smaller ones"
+    )
+    p.add_argument("--out", metavar="FILE", required=True, help="the file to write")
 
 
 def add(commands, command, text: str) -> Parser:
@@ -250,6 +270,22 @@ def inspect(args: argparse.Namespace) -> int:
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    model = tb.load(args.model)
+    if args.int8 and args.format != "onnx":
+        raise ValueError("--int8 is for --format onnx")
+    if args.format == "safetensors":
+        model.save(args.out, packed=model.bits != 32)
+    elif args.format == "onnx":
+        tb.io.export(model.model_, args.out, "onnx", preprocessing=model.normalize_.to_dict(), int8=args.int8)
+    else:
+        tb.io.export(model.model_, args.out, args.format)
+    print(f"written: {args.out} ({Path(args.out).stat().st_size:,} bytes)")
     return 0
 
 

@@ -292,10 +292,9 @@ class ViT(ClassifierMixin, BaseEstimator):
             raise ValueError(f"epochs must be a whole number from 0, not {self.epochs!r}")
         if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
             raise ValueError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is a fraction of the training and must lie in 0..1, not {self.warmup!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), not {self.label_smoothing!r}")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(self, name)!r}")
 
     def _check_training_data(self, X, y, sample_weight, reset, classes=None):
         if y is None:

@@ -83,12 +83,14 @@ function drawMap(canvas, values, name, position) {
   }
 }
 
+const range = (rows) => [Math.min(...rows.flat()), Math.max(...rows.flat())];
+
 function drawOverview(canvas, overview) {
   const context = canvas.getContext("2d"), height = canvas.height / layers.length, width = canvas.width / data.heads;
-  const top = Math.max(...overview.values.flat(), 1e-9);
+  const [low, high] = range(overview.values);
   context.clearRect(0, 0, canvas.width, canvas.height);
   overview.values.forEach((row, l) => row.forEach((value, h) => {
-    context.fillStyle = `rgb(${color("attention", value / top)})`;
+    context.fillStyle = `rgb(${color("attention", (value - low) / (high - low || 1))})`;
     context.fillRect(h * width, l * height, width - 3, height - 3);
   }));
   const oneHead = state.method === "head";
@@ -189,8 +191,8 @@ function buildPanel(model) {
     class: "overview", role: "img", width: PIXELS, height: Math.max(20, Math.min(40, PIXELS / data.heads)) * layers.length,
     "aria-label": `${model.overview.title}, layers by heads`,
   });
-  const title = element("p", { class: "overview-title" }, `${model.overview.title}, 0 to `
-    + `${Math.max(...model.overview.values.flat()).toFixed(2)} bits`);
+  const [low, high] = range(model.overview.values).map((v) => v.toFixed(2));
+  const title = element("p", { class: "overview-title" }, `${model.overview.title}, ${low} (dark) to ${high} bits (light)`);
   byId("panels").append(element("figure", {}, element("figcaption", {}, element("strong", {}, model.name || "attention"), model.caption),
     model.canvas, title, model.overviewCanvas));
   listenToMap(model.canvas);

@@ -98,7 +98,7 @@ def frame(source: "AttentionRecord | AttentionComparison") -> str:
             f" .to_html(path) writes all of them ({whole:.0f} MB)."
         )
     page = render(source, layers=range(first.depth - depth, first.depth), max_images=count, note=note)
-    rows = math.ceil((len(records) + 1) / 3)  # of panels, in a cell about 900 pixels wide
+    rows = math.ceil((len(records) + 1) / 4)  # of panels, in a cell about 900 pixels wide
     overview = 20 * depth * max(1, round(12 / first.heads / 2))
     height = 420 + rows * (380 + min(overview, 280))
     return (
