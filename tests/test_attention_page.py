@@ -179,13 +179,13 @@ def opened(browser, comparison, tmp_path):
 
 
 WIDTH = 560  # of a map's canvas, and the height of the row of extra tokens above the image
-STRIP = 52
+STRIP = 60
 
 
 def centre(token):
     """The centre of a token's cell in pixels of the canvas: class token and register above 2 x 4 patches."""
     if token < 2:
-        return 160 * token + 78, 22
+        return 176 * token + 86, 26
     row, column = divmod(token - 2, 4)
     return (column + 0.5) * WIDTH / 4, STRIP + (row + 0.5) * (WIDTH * 6 / 8) / 2
 

@@ -185,6 +185,24 @@ def test_the_error_names_op_input_element_and_both_values():
     assert float(given) == pytest.approx(3 * float(measured), rel=1e-4) and float(measured) != 0
 
 
+def test_tolerances():
+    """rtol is a part of the largest gradient of the input; atol is for gradients that are 0."""
+    x = np.array([0.5, 1.0, 2.0])
+    for name, params, off, given in [("exp", {}, 1.01, {"rtol": 0.1}), ("pow", {"exponent": 0}, 1.0, {"atol": 1e-2})]:
+        wrong = spoiled(FUNCTIONS[name], lambda grads, arrays, g, off=off: (grads[0] * off + (off == 1) * 1e-3,))
+        check_op(wrong, x, **given, **params)
+        with pytest.raises(AssertionError, match="is wrong"):
+            check_op(wrong, x, **params)
+
+
+def test_numeric_gradient_works_in_float64_and_on_a_copy():
+    x = np.array([0.5, -1.0], dtype="float32")
+    x.flags.writeable = False
+    g = np.array([1.0, 2.0])
+    numeric = gradcheck.numeric_gradient(FUNCTIONS["exp"], [x], {}, 0, g)
+    np.testing.assert_allclose(numeric, g * np.exp(x.astype("float64")), rtol=1e-8)
+
+
 def test_inputs_are_left_as_they_were(rng):
     x, w = rng.standard_normal((3, 4)), rng.standard_normal((2, 4))
     kept = x.copy(), w.copy()

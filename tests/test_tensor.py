@@ -215,9 +215,13 @@ def test_properties(rng):
     assert (x.shape, x.ndim, x.size, len(x), x.device) == ((2, 3), 2, 6, 2, "cpu")
     assert [row.data.tolist() for row in x] == a.tolist()
     assert Tensor(2.5).item() == float(Tensor(2.5)) == 2.5 and int(Tensor(3)) == 3
+    assert type(Tensor(2.5).item()) is float
     assert bool(Tensor(1.0)) and not Tensor(0.0)
     assert repr(Tensor([1.0, 2.0], requires_grad=True)) == "Tensor([1. 2.], requires_grad=True)"
     assert repr(Tensor(np.zeros((20, 20)))) == "Tensor((20, 20), float64)"
+    assert repr(Tensor(np.zeros(100))).startswith("Tensor([0. 0.") and repr(Tensor(np.zeros(101))).startswith(
+        "Tensor((101,)"
+    )
 
 
 def test_a_tensor_is_a_key_by_identity():
@@ -363,4 +367,5 @@ def test_cuda_without_a_gpu_says_why(monkeypatch):
     monkeypatch.setattr(backend, "cuda_problem", lambda: "no NVIDIA driver was found")
     with pytest.raises(RuntimeError, match="device 'cuda' is not usable: no NVIDIA driver was found"):
         Tensor([1.0]).to("cuda")
-    assert Tensor([1.0]).to("auto").device == "cpu"
+    x = Tensor([1.0])
+    assert x.to("auto") is x and x.device == "cpu"

@@ -271,7 +271,7 @@ def _number(value):
         raise TypeError(
             "the exponent of a power must be a Python number; use exp(p * log(x)) for a Tensor of exponents"
         )
-    return value if isinstance(value, int) else float(value)  # a numpy.float64 would widen float32
+    return value
 
 
 def _plain_index(index):

@@ -6,7 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const { layout, layers, models, images } = data;
 const TOKENS = layout.names.length;
 const PIXELS = 560; // width of a map's canvas; the style sheet scales it
-const STRIP = layout.prefix ? 52 : 0; // height of the extra tokens' row above the image
+const STRIP = layout.prefix ? 60 : 0; // height of the extra tokens' row above the image
 const METHODS = [
   ["rollout", "rollout"],
   ...(models[0].gradient ? [["gradient", "gradient-weighted rollout"]] : []),

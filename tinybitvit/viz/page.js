@@ -32,7 +32,7 @@ const underlays = Array.from({ length: images.count }, (_, i) => imageCanvas(i, 
 /** [x, y, width, height] of a token in a map's canvas. */
 function place(token, canvas) {
   if (token < layout.prefix) {
-    const width = Math.min(160, canvas.width / layout.prefix);
+    const width = Math.min(176, canvas.width / layout.prefix);
     return [token * width, 0, width - 4, STRIP - 8];
   }
   const [rows, columns] = layout.grid, patch = token - layout.prefix, height = canvas.height - STRIP;
@@ -67,7 +67,7 @@ function drawMap(canvas, values, name, position) {
     context.globalAlpha = 1;
     if (special) {
       context.fillStyle = brightness(rgb) > 140 ? "#000" : "#fff";
-      context.font = "24px sans-serif";
+      context.font = "30px sans-serif";
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.fillText(`${layout.short[token]} ${percent(value)}`, box[0] + box[2] / 2, box[1] + box[3] / 2, box[2] - 8);
