@@ -195,9 +195,9 @@ def test_bad_input_after_fit(data):
     model = fit(data)
     with pytest.raises(ValueError, match=r"shape \(5, 6, 1\).*fitted on \(6, 6, 1\)"):
         model.predict(X[:, :5])
-    with pytest.raises(ValueError, match="label 7.*not among the classes"):
+    with pytest.raises(ValueError, match=r"label 7.*not among the classes"):
         tb.ViT(**TINY).fit(X, y, eval_set=(X, y * 0 + 7))
-    with pytest.raises(ValueError, match="label 7.*not among the classes"):
+    with pytest.raises(ValueError, match=r"label 7.*not among the classes"):
         model.partial_fit(X, y * 0 + 7)
     with pytest.raises(ValueError, match="at least one non-zero"):
         tb.ViT(**TINY).fit(X, y, sample_weight=np.zeros(90))

@@ -429,3 +429,9 @@ def test_impossible_networks_are_refused_at_construction(options, says):
     with pytest.raises(ValueError, match=says) as error:
         small(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [{"dim": 0}, {"depth": -1}, {"mlp_ratio": 0.01}, {"in_channels": 0}])
+def test_impossible_sizes_are_named(size):
+    with pytest.raises(ValueError, match=f"{next(iter(size))} is too small"):
+        VisionTransformer(**{"image_size": 8, "patch_size": 2, "dim": 16, "heads": 2, **size})

@@ -1,8 +1,11 @@
 """tb.viz: comparison of models, the matplotlib figures, image files."""
 
 import copy
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,3 +391,32 @@ def test_attention_files_normalise_for_a_network(tmp_path, monkeypatch, rng, pre
     viz.attention_files(network, [tmp_path / "a.png"], tmp_path / "o.html")
     mean, std = (0.2, 0.1) if preprocessing else (0.5, 0.5)
     np.testing.assert_allclose(seen[0][0, :, :, 0], (pixels / 255 - mean) / std, atol=1e-5)
+
+
+# --- the page of the documentation ------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_every_picture_in_the_docs_is_made_by_the_page():
+    text = (DOCS / "attention.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"!\[[^\]]+\]\(figures/(\w+)\.png\)", text))
+    saved = set(re.findall(r'savefig\("figures/(\w+)\.png"', text))
+    assert shown == saved | {"page"} and len(shown) == 10
+    for name in shown:
+        assert 5_000 < (DOCS / "figures" / f"{name}.png").stat().st_size < 150_000
+    for name in set(re.findall(r"tb\.viz\.(\w+)", text)):
+        assert hasattr(viz, name), name
+
+
+@pytest.mark.slow
+def test_the_code_of_the_docs_runs(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name in ("attention.md", "make_attention_figures.py"):
+        shutil.copy(DOCS / name, tmp_path / name)
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import make_attention_figures as m; m.main()"
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path), str(DOCS.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert made | {"page.png"} == {path.name for path in (DOCS / "figures").iterdir()}

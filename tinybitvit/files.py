@@ -4,6 +4,7 @@ safetensors stores a header (names, dtypes, shapes, text) and the bytes of the a
 has no checksum, so files of this library carry a sha256 over names, dtypes, shapes, values and metadata.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,10 +46,11 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(
-            f"cannot write {path}: {reason}; choose a file name in a folder you can write to"
+            f"cannot write {path}: {reason}; free space on the disk, or choose a folder you can write to"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def tensor_bytes(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:

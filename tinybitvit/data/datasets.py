@@ -157,6 +157,8 @@ def stratified_split(
     """Hold out ``test_size`` of every class (a share, or a number of images in all), the same for the same seed."""
     from sklearn.model_selection import train_test_split
 
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in 0..{2**32 - 1}, not {seed}")
     try:
         train, test = train_test_split(np.arange(len(y)), test_size=test_size, stratify=y, random_state=seed)
     except ValueError as error:

@@ -28,7 +28,7 @@ def _auto_side(side: int) -> int:
 
 
 def check_images(X: np.ndarray, expected: tuple[int, ...] | None) -> np.ndarray:
-    """X (n, H, W) or (n, H, W, C) as (n, H, W, C); ValueError unless it holds numbers in the shape `expected` (None: any)."""
+    """X (n, H, W) or (n, H, W, C) as (n, H, W, C); ValueError unless it holds numbers, of shape `expected`."""
     if X.dtype.kind not in "uifb":
         raise ValueError(f"X must hold numbers, not {X.dtype}")
     if not len(X):

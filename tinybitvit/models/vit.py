@@ -93,6 +93,7 @@ class VisionTransformer(Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {pool!r}")
+        check_sizes(in_channels=in_channels, dim=dim, mlp_ratio=dim * mlp_ratio, depth=depth + 1)
         check_bits(bits, activation_bits)
         rng = backend.current_rng() if rng is None else rng
         class_token = "cls" in pool if class_token is None else class_token
@@ -172,3 +173,10 @@ class VisionTransformer(Module):
         if x.ndim == 4 and (*x.shape[2:], x.shape[1]) == expected:
             hint = ": channels come last here, use x.transpose(0, 2, 3, 1)"
         raise ValueError(f"the images have shape {tuple(x.shape)}, needed (N, {', '.join(map(str, expected))}){hint}")
+
+
+def check_sizes(**sizes):
+    """ValueError where a size is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is too small for a network: choose a larger one")

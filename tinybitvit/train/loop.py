@@ -69,6 +69,26 @@ def progress_line(history, epochs, images):
     return f"{text}  {images / max(last['seconds'], 1e-9):.0f} images/s  {clock(left)} left"
 
 
+class EarlyStopping:
+    """Remembers the weights of the epoch with the best val_accuracy; `done` after `patience` without a better."""
+
+    def __init__(self, model, patience):
+        self.model, self.patience = model, patience
+        self.best, self.state, self.since = -1.0, None, 0
+
+    def done(self, val_accuracy):
+        if val_accuracy > self.best:
+            self.best, self.since = val_accuracy, 0
+            self.state = {name: a.copy() for name, a in self.model.state_dict().items()}
+        else:
+            self.since += 1
+        return self.since >= self.patience
+
+    def restore(self):
+        if self.state is not None:
+            self.model.load_state_dict(self.state)
+
+
 def run(
     trainer, loader, epochs, *, schedule=None, targets=None, validation=None, history=None, patience=None, verbose=0
 ):
@@ -79,29 +99,36 @@ def run(
     weights. Ctrl-C ends the training after the current update; what was learnt stays.
     """
     history = {key: [] for key in HISTORY} if history is None else history
-    best, best_state, best_epoch = -1.0, None, 0
-    for epoch in range(epochs):
-        start, lr = time.perf_counter(), trainer.optimizer.param_groups[0]["lr"]
-        try:
-            row = train_epoch(trainer, loader, schedule, targets)
-            val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
-        except KeyboardInterrupt:
+    before = len(history["loss"])
+    early = None if patience is None else EarlyStopping(trainer.model, patience)
+    interrupted = False
+    try:
+        for _ in range(epochs):
+            row, images = run_epoch(trainer, loader, schedule, targets, validation)
+            for key in HISTORY:
+                history[key].append(row[key])
             if verbose:
-                print(f"stopped by Ctrl-C in epoch {epoch + 1}; the model keeps what it has learnt", flush=True)
-            return history, True
-        values = (row["loss"], row["accuracy"], val["loss"], val["accuracy"], lr, time.perf_counter() - start)
-        for key, value in zip(HISTORY, values, strict=True):
-            history[key].append(value)
-        if verbose:
-            print(progress_line(history, len(history["loss"]) - epoch - 1 + epochs, row["images"]), flush=True)
-        if patience is not None:
-            if val["accuracy"] > best:
-                best, best_epoch = val["accuracy"], epoch
-                best_state = {name: a.copy() for name, a in trainer.model.state_dict().items()}
-            elif epoch - best_epoch >= patience:
+                print(progress_line(history, before + epochs, images), flush=True)
+            if early is not None and early.done(row["val_accuracy"]):
                 if verbose:
-                    print(f"no better val_accuracy for {patience} epochs: back to epoch {best_epoch + 1}", flush=True)
+                    print(f"no better val_accuracy for {patience} epochs: back to the best epoch", flush=True)
                 break
-    if best_state is not None:
-        trainer.model.load_state_dict(best_state)
-    return history, False
+    except KeyboardInterrupt:
+        interrupted = True
+        for values in history.values():  # all of the same length, wherever it struck
+            del values[len(history["seconds"]) :]
+        if verbose:
+            done = len(history["loss"]) - before
+            print(f"stopped by Ctrl-C after {done} epochs; the model keeps what it has learnt", flush=True)
+    if early is not None:
+        early.restore()
+    return history, interrupted
+
+
+def run_epoch(trainer, loader, schedule, targets, validation):
+    """One epoch of training and validation: its row of the history, and how many images it saw."""
+    start, lr = time.perf_counter(), trainer.optimizer.param_groups[0]["lr"]
+    train = train_epoch(trainer, loader, schedule, targets)
+    val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
+    values = (train["loss"], train["accuracy"], val["loss"], val["accuracy"], lr, time.perf_counter() - start)
+    return dict(zip(HISTORY, values, strict=True)), train["images"]

@@ -153,7 +153,7 @@ class Trainer:
                 return 0.0, output.data, [zeros(p.data) for p in self.params]
             extra = () if weight is None else (self._to_tensor(weight),)
             loss = self.loss(output, self._to_tensor(y), *extra)
-        g = loss.data * 0 + share
+        g = backend.array_module(loss.data).full_like(loss.data, share)
         return float(loss.data) * share, output.data, autograd.grad(loss, self.params, g)
 
     def _forward(self, x):

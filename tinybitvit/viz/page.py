@@ -100,7 +100,7 @@ def frame(source: "AttentionRecord | AttentionComparison") -> str:
     page = render(source, layers=range(first.depth - depth, first.depth), max_images=count, note=note)
     rows = math.ceil((len(records) + 1) / 4)  # of panels, in a cell about 900 pixels wide
     overview = 20 * depth * max(1, round(12 / first.heads / 2))
-    height = 420 + rows * (380 + min(overview, 280))
+    height = 440 + rows * (400 + min(overview, 280))
     return (
         f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts" loading="lazy" title="attention maps"'
         f' style="width: 100%; height: {height}px; border: 0"></iframe>'
