@@ -118,8 +118,8 @@ def run(
         for values in history.values():  # all of the same length, wherever it struck
             del values[len(history["seconds"]) :]
         if verbose:
-            done = len(history["loss"]) - before
-            print(f"stopped by Ctrl-C after {done} epochs; the model keeps what it has learnt", flush=True)
+            epoch = len(history["loss"]) - before + 1
+            print(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt", flush=True)
     if early is not None:
         early.restore()
     return history, interrupted
