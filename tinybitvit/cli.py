@@ -234,22 +234,10 @@ def predict(args: argparse.Namespace) -> int:
 
     model = tb.load(args.model)
     for path in args.images:
-        probabilities = model.predict_proba(read_image(path, model.image_shape_)[None])[0]
+        probabilities = model.predict_proba(tb.data.read_image(path, model.image_shape_)[None])[0]
         best = probabilities.argmax()
         print(f"{path}  {model.classes_[best]}  {probabilities[best]:.3f}", flush=True)
     return 0
-
-
-def read_image(path: str, shape: tuple[int, int, int]):
-    """A picture as the model takes it: (H, W, C) uint8, stretched to that size, made grey or RGB."""
-    import numpy as np
-
-    from .data.folder import _read
-
-    image = _read(Path(path), shape[:2])
-    if shape[2] == 1 and image.shape[2] == 3:
-        image = np.rint(image @ (0.299, 0.587, 0.114))[..., None].astype(np.uint8)  # luma, as Pillow's "L"
-    return np.broadcast_to(image, shape)
 
 
 def attention(args: argparse.Namespace) -> int:

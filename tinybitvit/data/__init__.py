@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .datasets import Dataset, load_cifar10, load_cifar100, load_digits, load_fashion_mnist
 from .download import DataError
-from .folder import load_image_folder
+from .folder import load_image_folder, read_image
 from .loader import Loader
 from .transforms import Normalize, cutout, make_augment, random_crop, random_flip, random_shift
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_digits",
     "load_fashion_mnist",
     "load_image_folder",
+    "read_image",
     "make_augment",
     "random_crop",
     "random_flip",

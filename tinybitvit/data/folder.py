@@ -12,6 +12,8 @@ from .download import DataError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # whatever a file is called: Pillow's rarer decoders are less guarded
 
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601), as Pillow's mode "L" weighs them
+
 
 def load_image_folder(
     path: str | os.PathLike, size: int | tuple[int, int] | None = None, test_size: float = 0.25, seed: int = 0
@@ -78,7 +80,7 @@ def _stack(files: list[Path], shape: tuple[int, int] | None) -> np.ndarray:
     """All images as one array (N, H, W, 1 or 3) uint8."""
     images = []
     for file in files:
-        images.append(_read(file, shape))
+        images.append(_decode(file, shape))
         if images[-1].shape[:2] != images[0].shape[:2]:
             (h0, w0), (h, w) = images[0].shape[:2], images[-1].shape[:2]
             raise DataError(f"{files[0]} is {h0} x {w0} but {file} is {h} x {w}: pass size= to bring all to one size")
@@ -86,7 +88,19 @@ def _stack(files: list[Path], shape: tuple[int, int] | None) -> np.ndarray:
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def _read(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
+def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """An image file as a model takes it: uint8 (H, W, C), stretched to H x W, made grey (C = 1) or RGB (C = 3).
+
+    Raises DataError for a file that is no image.
+    """
+    height, width, channels = image_shape
+    image = _decode(Path(path), (height, width))
+    if channels == 1 and image.shape[2] == 3:
+        image = np.rint(image @ LUMA).astype(np.uint8)[..., None]
+    return np.ascontiguousarray(np.broadcast_to(image, (height, width, channels)))
+
+
+def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """One image as (H, W, 1) or (H, W, 3) uint8, upright by its EXIF tag."""
     from PIL import Image, ImageOps
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..data import Normalize
-from ..data.folder import _read as read_image
+from ..data import Normalize, read_image
 from .compare import compare_attention
 from .observe import attention
 
@@ -50,7 +49,4 @@ def _load(model: Any, paths: Sequence[str | PathLike]) -> np.ndarray:
         height, width, channels = model.image_shape_
     else:
         (height, width), channels = F.as_pair(model.config["image_size"]), model.config["in_channels"]
-    images = [read_image(Path(path), (height, width)) for path in paths]
-    if channels == 1:
-        return np.stack([np.rint(image.mean(axis=2, keepdims=True)).astype(np.uint8) for image in images])
-    return np.stack([np.broadcast_to(image, (height, width, channels)) for image in images])
+    return np.stack([read_image(path, (height, width, channels)) for path in paths])
