@@ -15,6 +15,7 @@ from PIL import Image
 
 import tinybitvit as tb
 from tinybitvit import cli, study
+from tinybitvit.data import read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--dim=16", "--depth=1", "--heads=2", "--epochs=2", "--train-size=60", "--test-size=40"]
@@ -279,7 +280,7 @@ def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert [line.split("  ")[0] for line in lines] == pictures
     model = tb.load(model_file)
     for line, path in zip(lines, pictures, strict=True):
-        image = cli.read_image(path, (8, 8, 1))
+        image = read_image(path, (8, 8, 1))
         probabilities = model.predict_proba(image[None])[0]
         _, label, probability = line.split("  ")
         assert label == model.classes_[probabilities.argmax()]
@@ -289,15 +290,15 @@ def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
 def test_pictures_become_what_the_model_takes(pictures):
     grey, colour, _ = pictures
     with Image.open(grey) as image:
-        assert (cli.read_image(grey, (8, 8, 1))[..., 0] == np.asarray(image)).all()
-        assert (cli.read_image(grey, (8, 8, 3)) == np.asarray(image)[..., None]).all()
+        assert (read_image(grey, (8, 8, 1))[..., 0] == np.asarray(image)).all()
+        assert (read_image(grey, (8, 8, 3)) == np.asarray(image)[..., None]).all()
     with Image.open(colour) as image:
-        assert (cli.read_image(colour, (30, 20, 3)) == np.asarray(image)).all()
+        assert (read_image(colour, (30, 20, 3)) == np.asarray(image)).all()
         luma = np.asarray(image.convert("L")).astype(int)
-        assert abs(cli.read_image(colour, (30, 20, 1))[..., 0] - luma).max() <= 1
+        assert abs(read_image(colour, (30, 20, 1))[..., 0] - luma).max() <= 1
     for path in pictures:
         for shape in ((5, 7, 1), (5, 7, 3)):
-            image = cli.read_image(path, shape)
+            image = read_image(path, shape)
             assert image.shape == shape and image.dtype == np.uint8
 
 

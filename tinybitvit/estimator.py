@@ -276,14 +276,14 @@ class ViT(ClassifierMixin, BaseEstimator):
         packed.model_, packed._optimizer = self.model_.pack(layout), None
         return packed
 
-    def save(self, path, packed=False):
+    def save(self, path, packed=False, half=False):
         """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
 
         packed: only what prediction needs, low-bit weights as packed bytes; without it `partial_fit` can go on from the
-        loaded model. Raises `tb.io.CheckpointError` where the file cannot be written.
+        loaded model. half, for packed files: round what stays in floats to float16. Raises `tb.io.CheckpointError`.
         """
         check_is_fitted(self)
-        save_classifier(path, self, packed)
+        save_classifier(path, self, packed, half)
 
     # --- checking -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from ..files import CheckpointError
 from .checkpoint import load_model, save_model
 
 
-def save_classifier(path, classifier, packed=False):
+def save_classifier(path, classifier, packed=False, half=False):
     """Write a fitted tb.ViT. Parameters that no file can hold (other models, functions) are left at their defaults."""
     plain = (str, int, float, bool, type(None), tuple, list)
     labels = classifier.classes_
@@ -21,7 +21,7 @@ def save_classifier(path, classifier, packed=False):
         "normalize": classifier.normalize_.to_dict(),
         "history": classifier.history_,
     }
-    save_model(path, classifier.model_, {"classifier": fitted}, packed=packed)
+    save_model(path, classifier.model_, {"classifier": fitted}, packed=packed, half=half)
 
 
 def load_classifier(path, cls, device="cpu"):

@@ -2,8 +2,11 @@
 
 from .. import backend
 from .. import functional as F
+from ..autograd import is_recording
 from ..nn import Linear, RMSNorm
+from ..tensor import Tensor
 from . import functional as Q
+from .integer import integer_linear
 from .ste import STE, absmax_codes, binary_codes, nbit_codes, ternary_codes
 
 WEIGHT_BITS = (32, 8, 4, 3, 2, 1.58, 1)
@@ -29,7 +32,8 @@ class BitLinear(Linear):
     Three things that are easily confused: `weight` is the latent float weight that the optimiser moves;
     `quantized_weight()` is what the forward pass multiplies by; the packed bytes live in a `PackedLinear`.
 
-    Backward, with straight-through quantisers (BitNet b1.58): dX = g W_q, dW = g^T x_q, db = sum g.
+    Backward, with straight-through quantisers (BitNet b1.58): dX = g W_q, dW = g^T x_q, db = sum g. Where no graph is
+    recorded the forward sums whole numbers and scales last, bit for bit what a `PackedLinear` computes.
     """
 
     def __init__(
@@ -58,9 +62,19 @@ class BitLinear(Linear):
         self._quantize(self.weight)  # refuse impossible options here, not in the first forward pass
 
     def forward(self, x):
+        if not is_recording():
+            return self._infer(F.as_tensor(x).data)
         if self.norm is not None:
             x = self.norm(x)
         return F.linear(self.quantize_input(x), self._quantize(self.weight), self.bias)
+
+    def _infer(self, x):
+        xp = backend.array_module(x, self.weight.data)
+        codes, scale = self.codes()
+        largest = 1 if self.bits < 2 else 2 ** (self.bits - 1)
+        weight = [(slice(0, self.out_features), lambda: codes)]
+        bias = None if self.bias is None else self.bias.data
+        return Tensor(integer_linear(xp, x, weight, scale.reshape(-1), bias, self.activation_bits, largest, self.norm))
 
     def quantize_input(self, x):
         """Q_a(x), the activations as the matrix product sees them."""

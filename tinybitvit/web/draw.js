@@ -1,6 +1,6 @@
 "use strict";
 // From strokes to an image like those the network was trained on. A stroke is { points: [[x, y], ...], width, erase } in
-// units of the canvas, 0..1 from left to right and from top to bottom.
+// units of the canvas's width, x to the right and y down.
 
 const SAMPLES = 4; // along each side of a pixel; a pixel's value is the number of its 16 samples that are inked
 
@@ -50,10 +50,11 @@ function extent(mask, columns) {
     squeezed to the full height; centre, what stands in the middle, the "box" or the centre of "mass"; the width of lines:
     pen, in pixels, or ink, the share of inked samples that it must give, or neither: then lines scale with the drawing. */
 function drawnImage(strokes, [height, width], frame) {
-  const size = [width * SAMPLES, height * SAMPLES], view = 128, pens = strokes.filter((stroke) => !stroke.erase);
-  const seen = extent(rasterize(strokes, [view, view], [view, view], [0, 0], (stroke) => stroke.width * view), view);
+  const size = [width * SAMPLES, height * SAMPLES], view = 128, rows = Math.ceil((view * height) / width);
+  const seen = extent(rasterize(strokes, [rows, view], [view, view], [0, 0], (stroke) => stroke.width * view), view);
   if (seen === null) return null;
-  const pen = frame.pen || frame.ink ? Math.max(...pens.map((stroke) => stroke.width)) : 0;
+  const widths = strokes.filter((stroke) => !stroke.erase).map((stroke) => stroke.width);
+  const pen = frame.pen || frame.ink ? Math.max(...widths) : 0;
 
   const draw = (line) => {
     const fits = [0, 1].map((i) => {

@@ -6,9 +6,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const { models, examples, frame } = data, [HEIGHT, WIDTH, CHANNELS] = data.shape;
 const PAD = 640; // width of the pad's canvas; the style sheet scales it
 const MAP = 480; // of an attention map's
-const state = { strokes: [], tool: "pen", image: null, raw: null, cursor: [0.5, 0.5], down: false, stream: null };
+const BARS = 10; // with more classes, the most probable ones
 const byId = (id) => document.getElementById(id);
-const pad = byId("pad"), brush = pad.getContext("2d");
+// image: what the networks see, bytes (H, W, C); it comes from `strokes` or from `picture`.
+const state = { image: null, strokes: [], picture: null };
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -129,20 +130,67 @@ function drawControls() {
   byId("overlay").nextElementSibling.value = `${byId("overlay").value} %`;
 }
 
-// --- the pad ----------------------------------------------------------------------------------------------------------
+// --- the page ---------------------------------------------------------------------------------------------------------
 
-function drawPad() {
-  brush.clearRect(0, 0, pad.width, pad.height);
-  if (state.raw) drawImage(pad, state.image);
-  brush.lineCap = brush.lineJoin = "round";
-  for (const { points, width, erase } of state.strokes) {
-    brush.globalCompositeOperation = erase ? "destination-out" : "source-over";
-    brush.strokeStyle = "#fff";
-    brush.lineWidth = width * pad.width;
-    brush.beginPath();
-    points.forEach(([x, y]) => brush.lineTo(x * pad.width, y * pad.height));
-    brush.lineTo(points[0][0] * pad.width + (points.length === 1 ? 0.01 : 0), points[0][1] * pad.height);
-    brush.stroke();
-  }
-  brush.globalCompositeOperation = "source-over";
+function buildPanel(model) {
+  model.answer = element("span", { class: "answer" });
+  model.canvas = element("canvas", { width: MAP, height: Math.round((MAP * HEIGHT) / WIDTH), role: "img",
+    "aria-label": `where ${model.name} looks` });
+  model.bars = Array.from({ length: Math.min(model.classes.length, BARS) }, () => element("li", {}, element("span", { class: "name" }),
+    element("div", { class: "bar", "aria-hidden": true }, element("div")), element("span", { class: "percent" })));
+  model.sizeLine = element("p", { class: "size" });
+  const short = model.classes.every((name) => String(name).length < 3) ? " short" : "";
+  byId("panels").append(element("figure", {}, element("figcaption", {}, element("strong", {}, model.name), model.answer), model.canvas,
+    element("ul", { class: `bars${short}`, "aria-label": `probabilities, ${model.name}` }, ...model.bars), model.sizeLine));
 }
+
+function buildExamples() {
+  const length = HEIGHT * WIDTH * CHANNELS, pixels = bytes(examples.pixels);
+  for (let i = 0; i < pixels.length / length; i++) {
+    const image = pixels.subarray(i * length, (i + 1) * length), label = examples.labels && String(examples.labels[i]);
+    const canvas = element("canvas", { width: WIDTH, height: HEIGHT });
+    const button = element("button", { type: "button", "aria-pressed": false, "aria-label": `example ${label ?? i + 1}` }, canvas, label ?? "");
+    drawImage(canvas, image);
+    button.addEventListener("click", () => {
+      closePicture();
+      button.setAttribute("aria-pressed", true);
+      say("");
+      openPicture(image, false);
+    });
+    byId("images").append(button);
+  }
+}
+
+function buildControls() {
+  const most = (what) => Math.max(...models.map((model) => model.config[what])) - 1;
+  byId("layer").max = byId("layer").value = most("depth");
+  byId("head").max = most("heads");
+  byId("head").addEventListener("input", () => { byId("method").value = "head"; });
+  byId("controls").addEventListener("input", () => {
+    drawControls();
+    if (state.image) models.forEach(drawMap);
+  });
+  drawControls();
+}
+
+function build() {
+  const drawn = frame !== null, opened = [1, 3].includes(CHANNELS);
+  byId("hint").textContent = `${[drawn && "Draw", opened && "drop a picture", examples && "choose an example"].filter(Boolean)
+    .join(", or ")}.`.replace(/^./, (c) => c.toUpperCase());
+  byId("tools").hidden = byId("keys").hidden = !drawn;
+  byId("pictures").hidden = !opened;
+  byId("invert-label").hidden = true;
+  pad.width = PAD;
+  pad.height = Math.round((PAD * HEIGHT) / WIDTH);
+  models.forEach((model) => {
+    model.state = load_state_dict(model);
+    buildPanel(model);
+  });
+  if (examples) buildExamples();
+  if (opened) listenToPictures();
+  if (drawn) listenToPad();
+  buildControls();
+  show(null);
+}
+
+build();

@@ -1,0 +1,101 @@
+"use strict";
+// Images that are not drawn: the examples, files, and the camera.
+
+/** Show a picture, bytes (H, W, C), instead of the drawing. invertible: it came from outside, where paper may be white. */
+function openPicture(bytes, invertible) {
+  state.strokes = [];
+  state.picture = bytes;
+  byId("invert-label").hidden = !(invertible && CHANNELS === 1);
+  show(byId("invert").checked && !byId("invert-label").hidden ? bytes.map((v) => 255 - v) : bytes);
+  drawPad();
+}
+
+/** Leave the picture, for a drawing or for another one. */
+function closePicture() {
+  stopCamera();
+  state.picture = null;
+  byId("invert-label").hidden = true;
+  for (const button of byId("images").children) button.setAttribute("aria-pressed", false);
+}
+
+/** A part [x, y, width, height] of a bitmap or video as bytes (H, W, C), stretched to the networks' size. */
+function toBytes(source, part) {
+  const context = element("canvas", { width: WIDTH, height: HEIGHT }).getContext("2d");
+  context.fillStyle = "#fff"; // under what is transparent, as data/folder.py has it
+  context.fillRect(0, 0, WIDTH, HEIGHT);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, ...part, 0, 0, WIDTH, HEIGHT);
+  const { data: rgba } = context.getImageData(0, 0, WIDTH, HEIGHT), bytes = new Uint8Array(HEIGHT * WIDTH * CHANNELS);
+  for (let i = 0; i < HEIGHT * WIDTH; i++) {
+    const rgb = rgba.subarray(4 * i, 4 * i + 3);
+    bytes.set(CHANNELS === 3 ? rgb : [Math.round(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2])], i * CHANNELS);
+  }
+  return bytes;
+}
+
+/** Whether a grey image is dark on light while the training images are light on dark. */
+function looksInverted(bytes) {
+  const border = [...bytes].filter((_, i) => [0, WIDTH - 1].includes(i % WIDTH) || [0, HEIGHT - 1].includes(Math.floor(i / WIDTH)));
+  return border.reduce((a, b) => a + b, 0) > 128 * border.length;
+}
+
+async function openFile(file) {
+  closePicture();
+  try {
+    const bitmap = await createImageBitmap(file), bytes = toBytes(bitmap, [0, 0, bitmap.width, bitmap.height]);
+    byId("invert").checked = CHANNELS === 1 && data.dark && looksInverted(bytes);
+    openPicture(bytes, true);
+    say(`${file.name}, stretched to ${HEIGHT} x ${WIDTH} pixels`);
+  } catch {
+    say(`${file.name} is not a picture that this browser can open; try a PNG or JPEG file.`);
+  }
+}
+
+function listenToPictures() {
+  byId("file").addEventListener("change", ({ target }) => {
+    if (target.files.length) openFile(target.files[0]);
+    target.value = ""; // so that the same file can be opened again
+  });
+  document.addEventListener("dragover", (event) => { event.preventDefault(); pad.classList.add("drop"); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) pad.classList.remove("drop"); });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    pad.classList.remove("drop");
+    if (event.dataTransfer.files.length) openFile(event.dataTransfer.files[0]);
+    else say("What was dropped is no file: save the picture first, then drop it here.");
+  });
+  byId("invert").addEventListener("change", () => openPicture(state.picture, true));
+  byId("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
+}
+
+// --- camera -----------------------------------------------------------------------------------------------------------
+
+let camera = null; // its stream while it is on
+
+async function startCamera() {
+  const video = byId("video");
+  try {
+    if (!navigator.mediaDevices) throw new Error("this browser gives it to no page that is opened from a file");
+    camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    say(`No camera: ${error.message}. Open a picture instead.`);
+    return;
+  }
+  byId("camera").setAttribute("aria-pressed", true);
+  say("The camera is on. Press its button again to keep the picture.");
+  video.srcObject = camera;
+  await video.play();
+  while (camera) {
+    const scale = Math.min(video.videoWidth / WIDTH, video.videoHeight / HEIGHT), size = [WIDTH * scale, HEIGHT * scale];
+    openPicture(toBytes(video, [(video.videoWidth - size[0]) / 2, (video.videoHeight - size[1]) / 2, ...size]), true);
+    await new Promise((resume) => { setTimeout(resume, 100); });
+  }
+}
+
+function stopCamera() {
+  if (!camera) return;
+  camera.getTracks().forEach((track) => track.stop());
+  camera = null;
+  byId("camera").setAttribute("aria-pressed", false);
+  say("");
+}
