@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import tinybitvit as tb
 from tinybitvit.quant import BitLinear, PackedLinear, describe, integer, packed
-from tinybitvit.quant.ste import absmax_codes
 from tinybitvit.train import Trainer
 
 LAYOUTS_OF = {
@@ -140,18 +139,6 @@ def test_even_slices_cover_everything_once(n, size):
     assert [i for s in slices for i in range(n)[s]] == list(range(n))
     lengths = [s.stop - s.start for s in slices]
     assert not slices or (max(lengths) <= max(1, size) and max(lengths) - min(lengths) <= 1)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_input_codes_are_those_of_the_quantiser(rng, bits, dtype):
-    x = (rng.standard_normal((20, 33)) * 10.0 ** rng.integers(-8, 8, (20, 1))).astype(dtype)
-    x[3], x[4, :] = 0, -7
-    out = np.empty_like(x)
-    step = integer.absmax_codes_into(np, x, bits, out)
-    codes, expected_step = absmax_codes(np, x, bits)
-    assert np.array_equal(out, codes)
-    assert np.array_equal(step, expected_step)
 
 
 def test_input_is_not_changed(rng):

@@ -170,6 +170,7 @@ def add_training_arguments(p: Parser) -> None:
     p.add_argument("--test-size", type=count, metavar="N", help="test on N images (default: all)")
     p.add_argument("--image-size", type=count, metavar="N", help="stretch the images of a folder to N x N pixels")
     p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
+    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
     group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
     for name, (kind, text) in MODEL_OPTIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
@@ -205,12 +206,14 @@ def model_arguments(args: argparse.Namespace) -> dict:
 def study(args: argparse.Namespace) -> int:
     from .study import run_study
 
-    results = run_study(args.dataset, args.bits, out=args.out, **data_arguments(args), **model_arguments(args))
+    options = {**data_arguments(args), **model_arguments(args), **({"resume": True} if args.resume else {})}
+    results = run_study(args.dataset, args.bits, out=args.out, **options)
     return INTERRUPTED if results["interrupted"] else 0
 
 
 def train(args: argparse.Namespace) -> int:
     from .study import PRESETS, load_data, measure, open_folder, train_model
+    from .train import delete_checkpoints
 
     out = Path(args.out)
     if out.is_dir():
@@ -221,8 +224,11 @@ def train(args: argparse.Namespace) -> int:
     open_folder(out.parent)
     print(data, flush=True)
     options = {**PRESETS.get(args.dataset, {}), **model_arguments(args), "bits": args.bits, "random_state": args.seed}
-    model, seconds = train_model(data, **options)
+    checkpoints = out.with_suffix(".checkpoints")
+    model, seconds = train_model(data, checkpoints, args.resume, **options)
     model.save(out, packed=args.packed)
+    if not model.interrupted_:
+        delete_checkpoints(checkpoints)
     found = measure(model, data, model.predict(data.X_test))
     print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
     print(f"written: {out} ({out.stat().st_size:,} bytes)")

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from functools import partial
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -24,7 +25,7 @@ from .io import load_classifier, save_classifier
 from .models import VisionTransformer, start_from
 from .ops.norm import softmax_array
 from .optim import AdamW, WarmupCosine, decay_groups
-from .train import Trainer, run, soft_targets
+from .train import Checkpoints, Trainer, check_options, describe_run, run, soft_targets
 
 
 class ViT(ClassifierMixin, BaseEstimator):
@@ -116,10 +117,20 @@ class ViT(ClassifierMixin, BaseEstimator):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, eval_set=None, sample_weight=None):
-        """Train from the start. eval_set: a pair (X, y) to measure after every epoch. Returns self."""
+    def fit(self, X, y, eval_set=None, sample_weight=None, checkpoint=None, every=60.0, resume=False):
+        """Train from the start. eval_set: a pair (X, y) to measure after every epoch. Returns self.
+
+        checkpoint: a folder in which to save the run every so many seconds, or after every 'epoch', and on Ctrl-C. With
+        resume=True and the same arguments it goes on from there, and ends with the bits of a run that was never cut.
+        """
         X, codes, weight = self._check_training_data(X, y, sample_weight, reset=True)
-        self._build(X)
+        check_options(self)
+        seed, checkpoints = self._draw_seed(), None
+        if checkpoint is not None:
+            run_of = describe_run(self.get_params(deep=False), X, codes, weight, *(eval_set or ()))
+            checkpoints = Checkpoints(checkpoint, every, resume, run_of, {"seed": seed})
+            seed = checkpoints.notes["seed"]
+        self._build(X, seed)
         if eval_set is None and self.early_stopping:
             X, codes, weight, eval_set = self._hold_out(X, codes, weight)
         elif eval_set is not None:
@@ -136,6 +147,7 @@ class ViT(ClassifierMixin, BaseEstimator):
             validation=eval_set,
             patience=self.patience if self.early_stopping else None,
             verbose=self.verbose,
+            checkpoints=checkpoints,
         )
         self.n_iter_ = len(self.history_["loss"])
         self._optimizer = None  # twice the size of the weights, and only partial_fit could use it
@@ -149,7 +161,8 @@ class ViT(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "model_")
         X, codes, weight = self._check_training_data(X, y, sample_weight, reset=first, classes=classes)
         if first:
-            self._build(X)
+            check_options(self)
+            self._build(X, self._draw_seed())
             self.history_ = None
         if self._optimizer is None:
             self._optimizer = self._make_optimizer()
@@ -164,10 +177,9 @@ class ViT(ClassifierMixin, BaseEstimator):
         self.n_iter_ = len(self.history_["loss"])
         return self
 
-    def _build(self, X):
+    def _build(self, X, seed):
         """Everything that the shape of X and the classes decide."""
-        self._check_options()
-        self._start_random()
+        self._start_random(seed)
         self.normalize_ = Normalize.fit(X)
         patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
         self.model_ = VisionTransformer(
@@ -192,9 +204,11 @@ class ViT(ClassifierMixin, BaseEstimator):
         self.model_.to(device)
         self._optimizer = self._make_optimizer()
 
-    def _start_random(self):
-        self._rng = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        self._optimizer = None
+    def _draw_seed(self):
+        return check_random_state(self.random_state).randint(2**31)
+
+    def _start_random(self, seed):
+        self._rng, self._optimizer = np.random.default_rng(seed), None
 
     def _source(self):
         source = self.init_from
@@ -219,9 +233,7 @@ class ViT(ClassifierMixin, BaseEstimator):
         )
 
     def _trainer(self):
-        def loss(logits, y, weight=None):
-            return F.cross_entropy(logits, y, weight, label_smoothing=self.label_smoothing)
-
+        loss = partial(F.cross_entropy, label_smoothing=self.label_smoothing)
         return Trainer(self.model_, self._optimizer, loss, workers=self.workers, rng=self._rng)
 
     def _targets(self):
@@ -233,12 +245,8 @@ class ViT(ClassifierMixin, BaseEstimator):
         return soft_targets(self.distill_from._trainer())
 
     def _hold_out(self, X, codes, weight):
-        kept, held = train_test_split(
-            np.arange(len(X)),
-            test_size=self.validation_fraction,
-            random_state=int(self._rng.integers(2**31)),
-            stratify=codes,
-        )
+        rows, seed = np.arange(len(X)), int(self._rng.integers(2**31))
+        kept, held = train_test_split(rows, test_size=self.validation_fraction, random_state=seed, stratify=codes)
         held_out = self.normalize_(X[held]), codes[held]
         return X[kept], codes[kept], None if weight is None else weight[kept], held_out
 
@@ -286,15 +294,6 @@ class ViT(ClassifierMixin, BaseEstimator):
         save_classifier(path, self, packed, half)
 
     # --- checking -----------------------------------------------------------------------------------------------------
-
-    def _check_options(self):
-        if not isinstance(self.epochs, (int, np.integer)) or self.epochs < 0:
-            raise ValueError(f"epochs must be a whole number from 0, not {self.epochs!r}")
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number from 1, not {self.batch_size!r}")
-        for name in ("warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(self, name)!r}")
 
     def _check_training_data(self, X, y, sample_weight, reset, classes=None):
         if y is None:
@@ -346,5 +345,5 @@ def load(path, device="cpu"):
     A packed file gives a model that predicts and cannot be trained.
     """
     loaded = load_classifier(path, ViT, backend.resolve_device(device))
-    loaded._start_random()
+    loaded._start_random(loaded._draw_seed())
     return loaded

@@ -19,6 +19,7 @@ from . import report, viz
 from .data import DOWNLOADED, DataError, Dataset, load
 from .files import write_file
 from .quant import check_bits, describe
+from .train import delete_checkpoints
 
 # What differs from the defaults of tb.ViT, which are for the digits and serve any folder of small pictures.
 LARGE = {"depth": 6, "patch_size": 4, "batch_size": 128, "epochs": 10, "lr": 1e-3}
@@ -82,17 +83,21 @@ def subset(y: np.ndarray, size: int | None, rng: np.random.Generator, what: str 
 # --- one model --------------------------------------------------------------------------------------------------------
 
 
-def train_model(data: Dataset, **options: Any) -> tuple["tb.ViT", float]:
-    """A tb.ViT with these options fitted on the training images, its labels the class names; the seconds that took."""
+def train_model(
+    data: Dataset, checkpoint: str | PathLike | None = None, resume: bool = False, **options: Any
+) -> tuple["tb.ViT", float]:
+    """A tb.ViT with these options fitted on the training images, its labels the class names; the seconds that took.
+
+    checkpoint, resume: see `tb.ViT.fit`; the seconds include those before the run was cut short.
+    """
     names = np.array(data.classes)
-    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that overflow: the Trainer says it in one sentence
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few images of many classes
-        model = tb.ViT(**options).fit(data.X_train, names[data.y_train])
+        model = tb.ViT(**options).fit(data.X_train, names[data.y_train], checkpoint=checkpoint, resume=resume)
     if model.interrupted_ and not model.n_iter_:
         raise KeyboardInterrupt  # before the end of the first epoch: there is nothing to report on
-    return model, time.perf_counter() - start
+    return model, sum(model.history_["seconds"])
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
@@ -140,13 +145,15 @@ def run_study(
     test_size: int | None = None,
     seed: int = 0,
     image_size: int | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> report.Results:
     """Train the same ViT at each width; write results.json, report.html and figures into the folder `out`.
 
     dataset, train_size, test_size, seed, image_size: see `load_data`. out: study-DATASET unless given. options: of
     tb.ViT, before those of PRESETS. results.json is written after every model; Ctrl-C ends the study early, and what is
-    done is reported. Returns the content of results.json. Raises ValueError for impossible arguments and OSError
+    done is reported. Every minute the model in training is saved into `out`; with `resume` a study that was cut short
+    goes on from there. Returns the content of results.json. Raises ValueError for impossible arguments and OSError
     where `out` cannot be written, before any training, and CheckpointError where it cannot be written later.
     """
     began = time.perf_counter()
@@ -156,14 +163,16 @@ def run_study(
     data = load_data(dataset, train_size, test_size, seed, image_size)
     folder = Path(out if out is not None else f"study-{data.name}")
     open_folder(folder)
+    if not resume and (found := sorted(folder.glob("checkpoints-*/*.safetensors"))):
+        raise ValueError(f"{found[0].parent} holds the checkpoints of a run: resume it, or delete that folder")
     print(data, flush=True)
-    options = {**PRESETS.get(str(dataset), {}), **options, "random_state": seed}
+    options = {**PRESETS.get(str(dataset), {}), **options, "random_state": seed, "resume": resume}
     results, models, guesses = new_results(data, seed), {}, {}
     try:
         for number, b in enumerate(bits, 1):
             name = report.model_name(b)
             print(f"\n{name} (model {number} of {len(bits)})", flush=True)
-            model, seconds = train_model(data, bits=b, **options)
+            model, seconds = train_model(data, bits=b, checkpoint=folder / f"checkpoints-{b:g}", **options)
             guess = model.predict(data.X_test)
             results["models"].append({**measure(model, data, guess), "seconds": seconds})
             results.update(settings=settings(model), interrupted=model.interrupted_)
@@ -171,6 +180,9 @@ def run_study(
             write_file(folder / "results.json", report.to_json(results))
             if model.interrupted_:
                 break
+        else:
+            for b in bits:
+                delete_checkpoints(folder / f"checkpoints-{b:g}")
     except KeyboardInterrupt:
         results["interrupted"] = True
     finally:  # also where a later model fails or the disk is full: hours of training are not lost from sight

@@ -6,20 +6,22 @@ from .matmul import transpose_last
 from .norm import softmax_array
 
 
-def attend(xp, q, k, v, scale):
-    """The output y = p v and the probabilities p = softmax(scale q k^T) of arrays (..., T, d)."""
-    p = softmax_array(xp, xp.matmul(q * scale, transpose_last(k)))
-    return xp.matmul(p, v), p
+def attend(xp, q, k, v, scale, y=None, p=None):
+    """y = p v and the probabilities p = softmax(scale q k^T) of arrays (..., T, d), written to y and p where given."""
+    p = xp.matmul(q, transpose_last(k), out=p)
+    p *= scale
+    softmax_array(xp, p, out=p)
+    return xp.matmul(p, v, out=y), p
 
 
-def attend_backward(xp, g, q, k, v, p, scale):
-    """dq, dk, dv from g = dL/dy."""
-    dv = xp.matmul(transpose_last(p), g)
+def attend_backward(xp, g, q, k, v, p, scale, dq=None, dk=None, dv=None):
+    """dq, dk, dv from g = dL/dy, written to the arrays where given."""
+    dv = xp.matmul(transpose_last(p), g, out=dv)
     ds = xp.matmul(g, transpose_last(v))  # dL/dp, then dL/ds in place
     ds -= xp.einsum("...ij,...ij->...i", ds, p)[..., None]
     ds *= p
     ds *= scale
-    return xp.matmul(ds, k), xp.matmul(transpose_last(ds), q), dv
+    return xp.matmul(ds, k, out=dq), xp.matmul(transpose_last(ds), q, out=dk), dv
 
 
 class ScaledDotProductAttention(Function):
@@ -58,11 +60,10 @@ class MultiHeadAttention(Function):
         ctx.scale = d**-0.5 if scale is None else scale
         y = xp.empty((n, t, heads, d), dtype=qkv.dtype)
         p = xp.empty((n, heads, t, t), dtype=qkv.dtype)
-        # A few images at a time, so that their scores stay in the cache
+        # A few images at a time, so that their scores stay in the cache; BLAS reads and writes the heads where they are
         for block in backend.row_blocks((n, heads * t * t)):
-            q, k, v = split_heads(xp, qkv[block], heads)
-            out, p[block] = attend(xp, q, k, v, ctx.scale)
-            y[block] = out.transpose(0, 2, 1, 3)
+            q, k, v = split_heads(qkv[block], heads)
+            attend(xp, q, k, v, ctx.scale, y=y[block].swapaxes(1, 2), p=p[block])
         ctx.save(qkv, p)
         return y.reshape(n, t, heads * d)
 
@@ -70,18 +71,16 @@ class MultiHeadAttention(Function):
     def backward(ctx, g):
         xp, (qkv, p) = ctx.xp, ctx.saved
         n, heads, t, _ = p.shape
-        d = g.shape[-1] // heads
-        g = g.reshape(n, t, heads, d)
-        dqkv = xp.empty((n, t, 3, heads, d), dtype=g.dtype)
+        g = g.reshape(n, t, heads, g.shape[-1] // heads).swapaxes(1, 2)
+        dqkv = xp.empty(qkv.shape, dtype=g.dtype)
         for block in backend.row_blocks((n, heads * t * t)):
-            q, k, v = split_heads(xp, qkv[block], heads)
-            gb = xp.ascontiguousarray(g[block].transpose(0, 2, 1, 3))
-            for i, part in enumerate(attend_backward(xp, gb, q, k, v, p[block], ctx.scale)):
-                dqkv[block, :, i] = part.transpose(0, 2, 1, 3)
-        return (dqkv.reshape(qkv.shape),)
+            parts = split_heads(qkv[block], heads)
+            attend_backward(xp, g[block], *parts, p[block], ctx.scale, *split_heads(dqkv[block], heads))
+        return (dqkv,)
 
 
-def split_heads(xp, qkv, heads):
-    """q, k, v (N, h, T, d) from their rows side by side (N, T, 3 h d): one dense copy, as BLAS likes it."""
+def split_heads(qkv, heads):
+    """Views q, k, v (N, h, T, d) of qkv (N, T, 3 h d), whose rows hold them side by side."""
     n, t, width = qkv.shape
-    return xp.ascontiguousarray(qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4))
+    q, k, v = qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4)
+    return q, k, v

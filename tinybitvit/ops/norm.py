@@ -54,35 +54,40 @@ class LayerNorm(Function):
     @staticmethod
     def forward(ctx, x, weight=None, bias=None, *, eps=1e-5):
         xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
-        z = xp.empty_like(rows)
-        inverse = xp.empty((len(rows), 1), dtype=x.dtype)
-        y = z if weight is None else xp.empty_like(rows)
+        y = xp.empty_like(rows)
+        mean, inverse = (xp.empty((len(rows), 1), dtype=x.dtype) for _ in range(2))
         for block in backend.row_blocks(rows.shape):
-            zb = z[block]
-            xp.subtract(rows[block], rows[block].mean(axis=-1, keepdims=True), out=zb)
-            inverse[block] = inverse_root(xp, mean_product(xp, zb, zb), eps)
-            zb *= inverse[block]
+            mean[block] = rows[block].mean(axis=-1, keepdims=True)
+            z = xp.subtract(rows[block], mean[block], out=y[block])
+            inverse[block] = inverse_root(xp, mean_product(xp, z, z), eps)
+            z *= inverse[block]
             if weight is not None:
-                xp.multiply(zb, weight, out=y[block])
-                if bias is not None:
-                    y[block] += bias
-        ctx.save(z, inverse, weight)
+                z *= weight
+            if bias is not None:
+                z += bias
+        ctx.save(rows, mean, inverse, weight)
+        ctx.shape = x.shape
         ctx.inputs = 1 + (weight is not None) + (bias is not None)
         return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx, g):
-        xp, (z, inverse, weight) = ctx.xp, ctx.saved
-        rows = g.reshape(z.shape)
+        xp, (rows, mean, inverse, weight) = ctx.xp, ctx.saved
         dx = xp.empty_like(rows)
+        dw, db = (xp.zeros(rows.shape[1], dtype=g.dtype) for _ in range(2))
+        g = g.reshape(rows.shape)
         for block in backend.row_blocks(rows.shape):
-            h = rows[block] if weight is None else rows[block] * weight
-            zb = z[block]
-            hz = mean_product(xp, h, zb)
+            z = (rows[block] - mean[block]) * inverse[block]  # again: cheaper than keeping it
+            h = g[block]
+            if weight is not None:
+                dw += xp.einsum("ri,ri->i", h, z)
+                db += h.sum(axis=0)
+                h = h * weight
+            z *= mean_product(xp, h, z)
             out = xp.subtract(h, h.mean(axis=-1, keepdims=True), out=dx[block])
-            out -= zb * hz
+            out -= z
             out *= inverse[block]
-        return (dx.reshape(g.shape), *affine_grads(xp, rows, z))[: ctx.inputs]
+        return (dx.reshape(ctx.shape), dw, db)[: ctx.inputs]
 
 
 class RMSNorm(Function):
@@ -94,34 +99,38 @@ class RMSNorm(Function):
     @staticmethod
     def forward(ctx, x, weight=None, *, eps=1e-6):
         xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
-        z = xp.empty_like(rows)
+        y = xp.empty_like(rows)
         inverse = xp.empty((len(rows), 1), dtype=x.dtype)
-        y = z if weight is None else xp.empty_like(rows)
         for block in backend.row_blocks(rows.shape):
             inverse[block] = inverse_root(xp, mean_product(xp, rows[block], rows[block]), eps)
-            xp.multiply(rows[block], inverse[block], out=z[block])
+            z = xp.multiply(rows[block], inverse[block], out=y[block])
             if weight is not None:
-                xp.multiply(z[block], weight, out=y[block])
-        ctx.save(z, inverse, weight)
+                z *= weight
+        ctx.save(rows, inverse, weight)
+        ctx.shape = x.shape
         ctx.inputs = 1 + (weight is not None)
         return y.reshape(x.shape)
 
     @staticmethod
     def backward(ctx, g):
-        xp, (z, inverse, weight) = ctx.xp, ctx.saved
-        rows = g.reshape(z.shape)
+        xp, (rows, inverse, weight) = ctx.xp, ctx.saved
         dx = xp.empty_like(rows)
+        dw = xp.zeros(rows.shape[1], dtype=g.dtype)
+        g = g.reshape(rows.shape)
         for block in backend.row_blocks(rows.shape):
-            h = rows[block] if weight is None else rows[block] * weight
-            out = xp.multiply(z[block], -mean_product(xp, h, z[block]), out=dx[block])
-            out += h
+            z = rows[block] * inverse[block]
+            h = g[block]
+            if weight is not None:
+                dw += xp.einsum("ri,ri->i", h, z)
+                h = h * weight
+            z *= mean_product(xp, h, z)
+            out = xp.subtract(h, z, out=dx[block])
             out *= inverse[block]
-        return (dx.reshape(g.shape), *affine_grads(xp, rows, z))[: ctx.inputs]
+        return (dx.reshape(ctx.shape), dw)[: ctx.inputs]
 
 
 class Dropout(Function):
-    """y = x m with m = 0 with probability p, else 1 / (1 - p); Srivastava et al. 2014. The mask m is given, drawn
-    outside
+    """y = x m with a given mask m: 0 with probability p, else 1 / (1 - p); Srivastava et al. 2014
 
     dy/dx = m. The mean of y over masks is x, so evaluation needs no change of scale.
     """
@@ -137,9 +146,9 @@ class Dropout(Function):
         return g * mask, None
 
 
-def softmax_array(xp, x, axis=-1):
-    """Softmax of an array along an axis; each slice gives up its own maximum first, so that e^x cannot overflow."""
-    y = x - x.max(axis=axis, keepdims=True)
+def softmax_array(xp, x, axis=-1, out=None):
+    """Softmax along an axis (out may be x); each slice gives up its own maximum first, so that e^x cannot overflow."""
+    y = xp.subtract(x, x.max(axis=axis, keepdims=True), out=out)
     xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y
@@ -161,8 +170,3 @@ def inverse_root(xp, mean_square, eps):
     mean_square += eps
     xp.sqrt(mean_square, out=mean_square)
     return xp.divide(1, mean_square, out=mean_square)
-
-
-def affine_grads(xp, g, z):
-    """dw = sum of g z and db = sum of g over the rows of (rows, columns) arrays."""
-    return xp.einsum("ri,ri->i", g, z), g.sum(axis=0)

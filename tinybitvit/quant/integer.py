@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ..ops.norm import mean_product
 from .pack import Array
-from .ste import EPS, binary_codes
+from .ste import absmax_codes, binary_codes
 
 # Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
 ROWS, BLOCK = 4096, 2**16
@@ -71,7 +71,7 @@ def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[A
         if activation_bits == 1:
             out[...], step[part], _ = binary_codes(xp, block, centre=False)
         elif activation_bits is not None:
-            step[part] = absmax_codes_into(xp, block, activation_bits, out)
+            step[part] = absmax_codes(xp, block, activation_bits, out)[1]
     return codes, step
 
 
@@ -121,16 +121,3 @@ def rms_norm_into(xp, x: Array, weight: Array, eps: float, out: Array) -> Array:
     xp.multiply(x, inverse, out=out)
     out *= weight
     return out
-
-
-def absmax_codes_into(xp, x: Array, bits: int, out: Array) -> Array:
-    """`ste.absmax_codes` of x (T, K) without new arrays: codes to `out`, which may be x; returns the step (T, 1)."""
-    top = 2 ** (bits - 1) - 1
-    size = scratch.array(xp, "size", x.shape, x.dtype)
-    xp.abs(x, out=size)
-    # Floats that are not negative order as their bits do, and a row maximum of integers takes half the time.
-    size = size.view(f"int{8 * x.itemsize}").max(axis=-1, keepdims=True).view(x.dtype)
-    size = xp.maximum(size, x.dtype.type(EPS))
-    xp.multiply(x, top / size, out=out)
-    xp.rint(out, out=out)
-    return size / top

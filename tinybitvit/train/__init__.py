@@ -1,6 +1,20 @@
 """Training: one step on worker threads, the loop around it."""
 
-from .loop import evaluate, run, soft_targets, train_epoch
+from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run
+from .loop import check_options, evaluate, run, soft_targets, train_epoch
 from .trainer import Trainer, cores, single_threaded_blas
 
-__all__ = ["Trainer", "cores", "evaluate", "run", "single_threaded_blas", "soft_targets", "train_epoch"]
+__all__ = [
+    "Checkpoints",
+    "Progress",
+    "Trainer",
+    "check_options",
+    "cores",
+    "delete_checkpoints",
+    "describe_run",
+    "evaluate",
+    "run",
+    "single_threaded_blas",
+    "soft_targets",
+    "train_epoch",
+]

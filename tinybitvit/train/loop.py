@@ -1,13 +1,26 @@
 """The training loop: epochs, validation, history, progress."""
 
-import time
+import signal
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 
 from .. import backend
 from ..ops.norm import log_softmax_array, softmax_array
+from .checkpoint import Progress
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+
+
+def check_options(options):
+    """ValueError for attributes of a tb.ViT that no training can have."""
+    for name, least in (("epochs", 0), ("batch_size", 1)):
+        if not isinstance(value := getattr(options, name), (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+    for name in ("warmup", "label_smoothing"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(options, name)!r}")
 
 
 def soft_targets(teacher, share=1.0):
@@ -28,21 +41,49 @@ def soft_targets(teacher, share=1.0):
     return targets
 
 
-def train_epoch(trainer, loader, schedule=None, targets=None):
-    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented) and their number."""
-    loss = hits = weights = images = 0.0
-    for x, y, *rest in loader:
-        weight = rest[0] if rest else None
-        step_loss = trainer.step(x, y if targets is None else targets(x, y), weight)
-        if schedule is not None:
-            schedule.step()
-        total = len(x) if weight is None else float(weight.sum())
-        guess = np.concatenate([backend.to_numpy(o.argmax(axis=1)) for o in trainer.outputs])
-        loss += step_loss * total
-        hits += float(((guess == y) * (1 if weight is None else weight)).sum())
-        weights += total
-        images += len(x)
-    return {"loss": loss / max(weights, 1e-12), "accuracy": hits / max(weights, 1e-12), "images": images}
+def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, checkpoints=None):
+    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented) and their number.
+
+    progress: where the epoch was cut short, to train on its rest (None: at its start).
+    """
+    progress = progress or Progress(trainer, loader, schedule)
+    for x, y, *rest in progress.batches():
+        with no_interrupt():
+            weight = rest[0] if rest else None
+            loss = trainer.step(x, y if targets is None else targets(x, y), weight)
+            if schedule is not None:
+                schedule.step()
+            total = len(x) if weight is None else float(weight.sum())
+            guess = np.concatenate([backend.to_numpy(o.argmax(axis=1)) for o in trainer.outputs])
+            hits = float(((guess == y) * (1 if weight is None else weight)).sum())
+            progress.count(loss=loss * total, hits=hits, weights=total, images=len(x))
+        if checkpoints is not None:
+            checkpoints.save_if_due(progress)
+    sums, weights = progress.sums, max(progress.sums["weights"], 1e-12)
+    return {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights, "images": sums["images"]}
+
+
+@contextmanager
+def no_interrupt():
+    """Ctrl-C within this block is raised at its end, so that an update is made whole or not at all."""
+    struck = []
+
+    def note(*arguments):
+        if struck:  # the second one: somebody is in a hurry
+            signal.default_int_handler(*arguments)
+        struck.append(arguments)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if struck:
+        raise KeyboardInterrupt
 
 
 def evaluate(trainer, x, y):
@@ -70,19 +111,22 @@ def progress_line(history, epochs, images):
 
 
 class EarlyStopping:
-    """Remembers the weights of the epoch with the best val_accuracy; `done` after `patience` without a better."""
+    """Remembers the weights of the epoch with the best val_accuracy; `over` after `patience` without a better."""
 
     def __init__(self, model, patience):
         self.model, self.patience = model, patience
         self.best, self.state, self.since = -1.0, None, 0
 
-    def done(self, val_accuracy):
+    @property
+    def over(self):
+        return self.state is not None and self.since >= self.patience
+
+    def note(self, val_accuracy):
         if val_accuracy > self.best:
             self.best, self.since = val_accuracy, 0
             self.state = {name: a.copy() for name, a in self.model.state_dict().items()}
         else:
             self.since += 1
-        return self.since >= self.patience
 
     def restore(self):
         if self.state is not None:
@@ -90,45 +134,63 @@ class EarlyStopping:
 
 
 def run(
-    trainer, loader, epochs, *, schedule=None, targets=None, validation=None, history=None, patience=None, verbose=0
+    trainer,
+    loader,
+    epochs,
+    *,
+    schedule=None,
+    targets=None,
+    validation=None,
+    history=None,
+    patience=None,
+    verbose=0,
+    checkpoints=None,
 ):
     """Train for a number of epochs; returns (history, interrupted).
 
     history: dict of lists, one entry an epoch (keys: HISTORY; val_* None without `validation`, a pair (x, y)); one
     given is continued. patience: stop after this many epochs without a better val_accuracy and go back to the best
-    weights. Ctrl-C ends the training after the current update; what was learnt stays.
+    weights. checkpoints: a `Checkpoints`, from the newest of which the run goes on, and which saves the next ones.
+    Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
     """
     history = {key: [] for key in HISTORY} if history is None else history
     before = len(history["loss"])
     early = None if patience is None else EarlyStopping(trainer.model, patience)
+    progress = Progress(trainer, loader, schedule, history, early)
+    if checkpoints is not None:
+        checkpoints.restore(progress)
     interrupted = False
     try:
-        for _ in range(epochs):
-            row, images = run_epoch(trainer, loader, schedule, targets, validation)
-            for key in HISTORY:
-                history[key].append(row[key])
+        while len(history["loss"]) < before + epochs and not (early and early.over):
+            row, images = run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints)
+            with no_interrupt():
+                for key in HISTORY:
+                    history[key].append(row[key])
+                if early is not None:
+                    early.note(row["val_accuracy"])
+                progress.start_epoch()
             if verbose:
                 print(progress_line(history, before + epochs, images), flush=True)
-            if early is not None and early.done(row["val_accuracy"]):
-                if verbose:
-                    print(f"no better val_accuracy for {patience} epochs: back to the best epoch", flush=True)
-                break
+            if checkpoints is not None:
+                checkpoints.save_if_due(progress, epoch_ended=True)
     except KeyboardInterrupt:
         interrupted = True
-        for values in history.values():  # all of the same length, wherever it struck
-            del values[len(history["seconds"]) :]
+        if checkpoints is not None:
+            checkpoints.save(progress)
         if verbose:
             epoch = len(history["loss"]) - before + 1
-            print(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt", flush=True)
+            more = f"; resume goes on from {checkpoints.folder}" if checkpoints is not None else ""
+            print(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}", flush=True)
     if early is not None:
+        if verbose and early.over:
+            print(f"no better val_accuracy for {patience} epochs: back to the best epoch", flush=True)
         early.restore()
     return history, interrupted
 
 
-def run_epoch(trainer, loader, schedule, targets, validation):
-    """One epoch of training and validation: its row of the history, and how many images it saw."""
-    start, lr = time.perf_counter(), trainer.optimizer.param_groups[0]["lr"]
-    train = train_epoch(trainer, loader, schedule, targets)
+def run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints):
+    """One epoch of training and validation, or the rest of it: its row of the history, and how many images it saw."""
+    train = train_epoch(trainer, loader, schedule, targets, progress, checkpoints)
     val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
-    values = (train["loss"], train["accuracy"], val["loss"], val["accuracy"], lr, time.perf_counter() - start)
+    values = (train["loss"], train["accuracy"], val["loss"], val["accuracy"], progress.lr, progress.elapsed())
     return dict(zip(HISTORY, values, strict=True)), train["images"]

@@ -10,7 +10,8 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -77,6 +78,18 @@ def row_flops(model):
     return 2 * tokens * sum(getattr(m, "in_features", 0) * getattr(m, "out_features", 0) for m in model.modules())
 
 
+@contextmanager
+def _explained(rows):
+    """MemoryError with what to do about it."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(
+            f"not enough memory for {rows} images at once ({error or 'no size known'}):"
+            " lower batch_size, or make the model smaller (dim, depth, mlp_ratio; a larger patch_size)"
+        ) from error
+
+
 class Trainer:
     """Trains a model in steps: `step(x, y) -> loss`; `predict(x) -> outputs`.
 
@@ -91,6 +104,7 @@ class Trainer:
         if workers != "auto" and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
         self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
+        backend.keep_freed_memory()
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
         self.row_flops = row_flops(model)
@@ -121,9 +135,17 @@ class Trainer:
         results = self._run(work, shards, seeds)
         loss = sum(part for part, _, _ in results)
         if not math.isfinite(loss):
+            layer = next(
+                (
+                    self._not_finite(x[s], seed)
+                    for s, seed, r in zip(shards, seeds, results, strict=True)
+                    if not math.isfinite(r[0])
+                ),
+                "the sum over the batch",
+            )
             raise FloatingPointError(
-                f"the loss became {loss} at update {self.optimizer.steps + 1}, the weights are as before it:"
-                " lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
+                f"the loss became {loss} at update {self.optimizer.steps + 1}, first in {layer}; the weights are as before"
+                " it: lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
             )
         self.outputs = [output for _, output, _ in results]
         self._sum([grads for _, _, grads in results])
@@ -155,6 +177,22 @@ class Trainer:
             loss = self.loss(output, self._to_tensor(y), *extra)
         g = backend.array_module(loss.data).full_like(loss.data, share)
         return float(loss.data) * share, output.data, autograd.grad(loss, self.params, g)
+
+    def _not_finite(self, x, seed):
+        """The first layer whose output for x is not finite, found by running the model once more."""
+        names = []
+
+        def look(name, module, inputs, output):
+            if not names and not bool(backend.array_module(output.data).isfinite(output.data).all()):
+                names.append(name or "the last operation")
+
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                stack.enter_context(module.register_forward_hook(partial(look, name)))
+            stack.enter_context(backend.use_rng(seed))
+            stack.enter_context(np.errstate(all="ignore"))
+            self._forward(x)
+        return names[0] if names else "the loss function"
 
     def _forward(self, x):
         with autograd.no_grad():
@@ -193,7 +231,7 @@ class Trainer:
         if self.pool is None and len(jobs) > 1:
             most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards
             self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
-        with single_threaded_blas():
+        with single_threaded_blas(), _explained(shards[-1].stop):
             futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
             try:
                 last = work(*jobs[-1])

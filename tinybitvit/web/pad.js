@@ -105,7 +105,7 @@ function listenToPointer() {
 // --- keys -------------------------------------------------------------------------------------------------------------
 
 function moveCursor(dx, dy) {
-  const height = HEIGHT / WIDTH, [x, y] = cursor ?? [0.5, height / 2];
+  const height = HEIGHT / WIDTH, [x, y] = cursor ?? [0.5, height / 2]; // first in the middle
   cursor = [Math.min(Math.max(x + dx, 0), 1), Math.min(Math.max(y + dy, 0), height)];
   if (down) continueStroke(cursor);
   else drawPad();
@@ -114,7 +114,7 @@ function moveCursor(dx, dy) {
 function putKeyPen(toDown) {
   if (down === toDown) return;
   down = toDown;
-  moveCursorHere();
+  cursor ??= [0.5, HEIGHT / WIDTH / 2];
   if (down) beginStroke(cursor);
   else lookAtDrawing(true);
   say(`${tool} ${down ? "down" : "up"}`);
@@ -148,6 +148,9 @@ function listenToKeys() {
 
 function listenToPad() {
   pad.classList.add("draws");
+  pad.tabIndex = 0;
+  pad.setAttribute("role", "application"); // so that a screen reader leaves the keys to it
+  pad.setAttribute("aria-label", "Drawing. Arrow keys move the pen, Space puts it down and lifts it.");
   listenToPointer();
   listenToKeys();
   byId("pen").addEventListener("click", () => choose("pen"));

@@ -4,8 +4,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { models, examples, frame } = data, [HEIGHT, WIDTH, CHANNELS] = data.shape;
-const PAD = 640; // width of the pad's canvas; the style sheet scales it
-const MAP = 480; // of an attention map's
+const PAD = 640, MAP = 480; // widths of the canvases for drawings and for attention; the style sheet scales them
 const BARS = 10; // with more classes, the most probable ones
 const byId = (id) => document.getElementById(id);
 // image: what the networks see, bytes (H, W, C); it comes from `strokes` or from `picture`.
@@ -18,7 +17,7 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share) => `${(100 * share).toFixed(0)} %`;
 const say = (text) => { byId("status").textContent = text; };
 
 // --- asking the networks ----------------------------------------------------------------------------------------------
@@ -116,10 +115,11 @@ function drawModel(model) {
   const order = model.classes.map((_, i) => i);
   if (order.length > model.bars.length && state.image) order.sort((a, b) => model.probabilities[b] - model.probabilities[a]);
   model.bars.forEach((bar, i) => {
-    const share = state.image ? model.probabilities[order[i]] : 0, name = String(model.classes[order[i]]);
+    const share = state.image ? model.probabilities[order[i]] : 0, name = model.classes[order[i]];
     bar.querySelector(".name").textContent = name;
     bar.querySelector(".name").title = name;
-    bar.querySelector(".bar div").style.width = percent(share, 1);
+    bar.querySelector(".bar div").style.width = `${100 * share}%`;
+    bar.classList.toggle("best", Boolean(state.image) && order[i] === best(model));
     bar.querySelector(".percent").textContent = percent(share);
   });
 }
@@ -139,15 +139,14 @@ function buildPanel(model) {
   model.bars = Array.from({ length: Math.min(model.classes.length, BARS) }, () => element("li", {}, element("span", { class: "name" }),
     element("div", { class: "bar", "aria-hidden": true }, element("div")), element("span", { class: "percent" })));
   model.sizeLine = element("p", { class: "size" });
-  const short = model.classes.every((name) => String(name).length < 3) ? " short" : "";
   byId("panels").append(element("figure", {}, element("figcaption", {}, element("strong", {}, model.name), model.answer), model.canvas,
-    element("ul", { class: `bars${short}`, "aria-label": `probabilities, ${model.name}` }, ...model.bars), model.sizeLine));
+    element("ul", { class: "bars", "aria-label": `probabilities, ${model.name}` }, ...model.bars), model.sizeLine));
 }
 
 function buildExamples() {
-  const length = HEIGHT * WIDTH * CHANNELS, pixels = bytes(examples.pixels);
+  const length = HEIGHT * WIDTH * CHANNELS, pixels = decode_base64(examples.pixels);
   for (let i = 0; i < pixels.length / length; i++) {
-    const image = pixels.subarray(i * length, (i + 1) * length), label = examples.labels && String(examples.labels[i]);
+    const image = pixels.subarray(i * length, (i + 1) * length), label = examples.labels?.[i];
     const canvas = element("canvas", { width: WIDTH, height: HEIGHT });
     const button = element("button", { type: "button", "aria-pressed": false, "aria-label": `example ${label ?? i + 1}` }, canvas, label ?? "");
     drawImage(canvas, image);
@@ -175,17 +174,22 @@ function buildControls() {
 
 function build() {
   const drawn = frame !== null, opened = [1, 3].includes(CHANNELS);
-  byId("hint").textContent = `${[drawn && "Draw", opened && "drop a picture", examples && "choose an example"].filter(Boolean)
+  byId("hint").textContent = `${[drawn && "Draw", opened && "open or drop a picture", examples && "choose an example"].filter(Boolean)
     .join(", or ")}.`.replace(/^./, (c) => c.toUpperCase());
   byId("tools").hidden = byId("keys").hidden = !drawn;
   byId("pictures").hidden = !opened;
   byId("invert-label").hidden = true;
-  pad.width = PAD;
-  pad.height = Math.round((PAD * HEIGHT) / WIDTH);
+  byId("seen-row").hidden = !drawn; // a picture fills the pad as it is seen
+  byId("seen-size").textContent = `${HEIGHT} x ${WIDTH} pixels`;
+  for (const canvas of [pad, byId("seen")]) {
+    canvas.width = PAD;
+    canvas.height = Math.round((PAD * HEIGHT) / WIDTH);
+  }
   models.forEach((model) => {
     model.state = load_state_dict(model);
     buildPanel(model);
   });
+  byId("panels").classList.toggle("short", models.every((model) => model.classes.every((name) => name.length < 3)));
   if (examples) buildExamples();
   if (opened) listenToPictures();
   if (drawn) listenToPad();
@@ -193,4 +197,3 @@ function build() {
   show(null);
 }
 
-build();

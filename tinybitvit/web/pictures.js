@@ -73,7 +73,6 @@ function listenToPictures() {
 let camera = null; // its stream while it is on
 
 async function startCamera() {
-  const video = byId("video");
   try {
     if (!navigator.mediaDevices) throw new Error("this browser gives it to no page that is opened from a file");
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
@@ -83,9 +82,11 @@ async function startCamera() {
   }
   byId("camera").setAttribute("aria-pressed", true);
   say("The camera is on. Press its button again to keep the picture.");
-  video.srcObject = camera;
+  const stream = camera, video = element("video", { playsinline: "" });
+  video.muted = true;
+  video.srcObject = stream;
   await video.play();
-  while (camera) {
+  while (camera === stream) {
     const scale = Math.min(video.videoWidth / WIDTH, video.videoHeight / HEIGHT), size = [WIDTH * scale, HEIGHT * scale];
     openPicture(toBytes(video, [(video.videoWidth - size[0]) / 2, (video.videoHeight - size[1]) / 2, ...size]), true);
     await new Promise((resume) => { setTimeout(resume, 100); });

@@ -23,9 +23,13 @@ function unpack(packed, { base, weights_per_byte, codes }, [out, K]) {
   return w;
 }
 
+function decode_base64(text) {
+  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+}
+
 /** The arrays of a model by their names in Python, { data, shape }: float32 as they are, packed weights as codes. */
 function load_state_dict(model) {
-  const bytes = Uint8Array.from(atob(model.bytes), (c) => c.charCodeAt(0)), state = {};
+  const bytes = decode_base64(model.bytes), state = {};
   for (const [name, [kind, shape, start, length]] of Object.entries(model.arrays)) {
     const data = kind === "float32" ? new Float32Array(bytes.buffer, start, length / 4)
       : unpack(bytes.subarray(start, start + length), model.layouts[kind], shape);
@@ -218,11 +222,17 @@ function linear(x, name, { state, config }) {
 }
 
 /** nn/embed.py, TokenEmbed: patch tokens with positions, after the class token and the registers, which have none. */
-function embed(x, { state, config }) {
-  const patches = linear(patchify(x, config.image_shape, config.patch_size), "embed.patch.proj", { state, config });
-  const [cls, registers, positions] = ["cls_token", "reg_token", "pos_embed"].map((n) => state[`embed.${n}`]?.data ?? []);
-  const tokens = Float32Array.of(...cls, ...patches).map((v, i) => v + positions[i]);
-  return Float32Array.of(...tokens.subarray(0, cls.length), ...registers, ...tokens.subarray(cls.length));
+function token_embed(x, model) {
+  const { dim, image_shape, patch_size, prefix } = model.config, at = (name) => model.state[`embed.${name}`]?.data ?? [];
+  const patches = linear(patchify(x, image_shape, patch_size), "embed.patch.proj", model);
+  const [cls, registers, positions] = [at("cls_token"), at("reg_token"), at("pos_embed")];
+  const tokens = new Float32Array(prefix * dim + patches.length);
+  tokens.set(cls);
+  tokens.set(registers, cls.length);
+  tokens.set(patches, prefix * dim);
+  for (let i = 0; i < cls.length; i++) tokens[i] += positions[i];
+  for (let i = 0; i < patches.length; i++) tokens[prefix * dim + i] += positions[cls.length + i];
+  return tokens;
 }
 
 /** x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x))); the attention probabilities are added to `maps`. */
@@ -246,15 +256,15 @@ function pooled(x, part, { dim, prefix }) {
   return y.map((sum) => sum / (x.length / dim - prefix));
 }
 
-/** Pixels (H, W, C) as the network takes them: data/transforms.py, Normalize. */
-function normalize(pixels, { offset, scale }) {
-  return Float32Array.from(pixels, (v, i) => f32(v - offset[i % offset.length]) * scale[i % scale.length]);
+/** data/transforms.py, Normalize: bytes (H, W, C) as the network takes them, low + step byte being a pixel's value. */
+function normalize(pixels, { low, step, offset, scale }) {
+  return Float32Array.from(pixels, (v, i) => f32(f32(low + step * v) - offset[i % offset.length]) * scale[i % scale.length]);
 }
 
 /** A normalised image (H, W, C) to { logits, maps }, maps holding the attention probabilities (h, T, T) of each block. */
 function vision_transformer(x, model) {
   const { state, config } = model, maps = [];
-  x = embed(x, model);
+  x = token_embed(x, model);
   for (let i = 0; i < config.depth; i++) x = block(x, `blocks.${i}`, model, maps);
   x = layer_norm(x, state["norm.weight"].data, state["norm.bias"].data, config.eps);
   const parts = config.pool.split("+").map((part) => [...pooled(x, part, config)]);
