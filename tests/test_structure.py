@@ -21,7 +21,7 @@ PACKAGE = ROOT / "tinybitvit"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"course", "doctor", "study"},
+    {"course", "doctor", "profiling", "study"},
     {"report"},
     {"estimator"},
     {"web"},
@@ -58,6 +58,7 @@ ALLOWED = {
         "io": "files hold host arrays",
         "web": "a page holds host arrays",
         "study": "tables and confusion matrices",
+        "profiling": "times matrix products on host arrays",
         "course": "grades host arrays",
         "cli": "doctor reports NumPy's version and BLAS",
     },

@@ -1,4 +1,4 @@
-"""The command `tinybitvit`: study, train, predict, attention, inspect, export, doctor.
+"""The command `tinybitvit`: study, train, predict, attention, inspect, export, doctor, profile.
 
 What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
 """
@@ -95,6 +95,10 @@ def build_parser() -> Parser:
 
     add_model_commands(commands)
     add(commands, doctor, "print versions and device, and check every operation on this machine")
+    p = add(commands, profile, "show where a training step spends its time, beside its matrix products alone")
+    p.add_argument("--bits", type=bit_width, default=32, help="bit width of the weights (default: %(default)s)")
+    for name, size in (("dim", 192), ("depth", 6), ("heads", 3), ("image-size", 32), ("patch-size", 4), ("batch", 64)):
+        p.add_argument(f"--{name}", type=count, default=size, metavar="N", help="default: %(default)s")
     return parser
 
 
@@ -280,6 +284,14 @@ def export(args: argparse.Namespace) -> int:
     else:
         tb.io.export(model.model_, args.out, args.format)
     print(f"written: {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+    return 0
+
+
+def profile(args: argparse.Namespace) -> int:
+    from .profiling import profile_step, report
+
+    sizes = {k: v for k, v in vars(args).items() if k != "command"}
+    print(report(profile_step(**sizes)))
     return 0
 
 

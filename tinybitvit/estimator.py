@@ -17,7 +17,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from . import backend
+from . import backend, distributed
 from . import functional as F
 from .data import Loader, Normalize, make_augment
 from .data.images import auto_patch, check_finite, check_images, encode_labels, flat_shape
@@ -205,7 +205,7 @@ class ViT(ClassifierMixin, BaseEstimator):
         self._optimizer = self._make_optimizer()
 
     def _draw_seed(self):
-        return check_random_state(self.random_state).randint(2**31)
+        return distributed.first(check_random_state(self.random_state).randint(2**31))
 
     def _start_random(self, seed):
         self._rng, self._optimizer = np.random.default_rng(seed), None
@@ -234,7 +234,7 @@ class ViT(ClassifierMixin, BaseEstimator):
 
     def _trainer(self):
         loss = partial(F.cross_entropy, label_smoothing=self.label_smoothing)
-        return Trainer(self.model_, self._optimizer, loss, workers=self.workers, rng=self._rng)
+        return Trainer(self.model_, self._optimizer, loss, self.workers, rng=self._rng, group=distributed.current())
 
     def _targets(self):
         if self.distill_from is None:

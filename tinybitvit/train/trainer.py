@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from .. import autograd, backend
 from .. import functional as F
+from ..distributed import CHECK_EVERY
 from ..nn import Dropout
 from ..optim import clip_grad_norm
 
@@ -96,11 +97,13 @@ class Trainer:
     model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y), or with a third
     argument weight, -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per
     core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
-    rng: host Generator that feeds dropout. The same number of workers gives the same bits; another number changes the
+    rng: host Generator that feeds dropout. group: the ranks of MPI that share the batches out (a `distributed.Group`). The same number of workers gives the same bits; another number changes the
     last digits.
     """
 
-    def __init__(self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None):
+    def __init__(
+        self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None, group=None
+    ):
         if workers != "auto" and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
         self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
@@ -108,6 +111,7 @@ class Trainer:
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
         self.row_flops = row_flops(model)
+        self.group = group
         self.device = self.params[0].device if self.params else "cpu"
         self.workers = workers
         self.rng = backend.make_rng(rng)
@@ -123,9 +127,13 @@ class Trainer:
             raise ValueError(f"step: x has {len(x)} rows and weight {len(weight)}; they must be equal")
         if self.optimizer is None:
             raise RuntimeError("this Trainer was made without an optimizer: it can predict, but not step")
-        shards = self._shards(len(x), cost=3)
         total = len(x) if weight is None else float(weight.sum())
-        seeds = self.rng.integers(2**63, size=len(shards)) if self.draws else [None] * len(shards)
+        n = len(x)
+        if self.group is not None:
+            mine = self.group.rows(len(x))
+            x, y, weight = x[mine], y[mine], None if weight is None else weight[mine]
+        shards = self._shards(len(x), cost=3)
+        seeds = self._seeds(len(shards))
 
         def work(rows, seed):
             part = None if weight is None else weight[rows]
@@ -133,26 +141,19 @@ class Trainer:
             return self._gradients(x[rows], y[rows], part, share, seed)
 
         results = self._run(work, shards, seeds)
-        loss = sum(part for part, _, _ in results)
-        if not math.isfinite(loss):
-            layer = next(
-                (
-                    self._not_finite(x[s], seed)
-                    for s, seed, r in zip(shards, seeds, results, strict=True)
-                    if not math.isfinite(r[0])
-                ),
-                "the sum over the batch",
-            )
-            raise FloatingPointError(
-                f"the loss became {loss} at update {self.optimizer.steps + 1}, first in {layer}; the weights are as before"
-                " it: lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
-            )
-        self.outputs = [output for _, output, _ in results]
+        loss, self.outputs = sum(part for part, _, _ in results), [output for _, output, _ in results]
         self._sum([grads for _, _, grads in results])
+        if self.group is not None:
+            loss = self._sum_over_ranks(loss, n)
+        if not math.isfinite(loss):
+            self.optimizer.zero_grad()
+            raise self._diverged(loss, x, shards, seeds, results)
         if self.max_norm is not None:
             clip_grad_norm(self.params, self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.group is not None and self.optimizer.steps % CHECK_EVERY == 0:
+            self.group.check_equal([p.data for p in self.params])
         return loss
 
     def predict(self, x, batch_size=256):
@@ -177,6 +178,36 @@ class Trainer:
             loss = self.loss(output, self._to_tensor(y), *extra)
         g = backend.array_module(loss.data).full_like(loss.data, share)
         return float(loss.data) * share, output.data, autograd.grad(loss, self.params, g)
+
+    def _seeds(self, count):
+        """What the dropout of each shard starts from; all ranks draw alike from `rng`, but get other numbers."""
+        if not self.draws:
+            return [None] * count
+        if self.group is None:
+            return self.rng.integers(2**63, size=count)
+        mine = self.rng.integers(2**63, size=self.group.size)[self.group.rank]
+        return backend.make_rng(mine).integers(2**63, size=count)
+
+    def _sum_over_ranks(self, loss, n):
+        """Sum gradients and loss, and put the ranks' outputs together, n rows in all; returns the loss."""
+        mine = np.concatenate([backend.to_numpy(output) for output in self.outputs])
+        outputs, total = np.zeros((n, *mine.shape[1:]), mine.dtype), np.array([loss], mine.dtype)
+        outputs[self.group.rows(n)] = mine
+        self.group.sum([*(buffer.grad for buffer in self.optimizer.buffers), outputs, total])
+        self.outputs = [outputs]
+        return float(total[0])
+
+    def _diverged(self, loss, x, shards, seeds, results):
+        """The error that ends the training, naming the first layer whose output is not finite."""
+        layer = "the sum over the batch"
+        for rows, seed, (part, _, _) in zip(shards, seeds, results, strict=True):
+            if not math.isfinite(part):
+                layer = self._not_finite(x[rows], seed)
+                break
+        return FloatingPointError(
+            f"the loss became {loss} at update {self.optimizer.steps + 1}, first in {layer}; the weights are as before it:"
+            " lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
+        )
 
     def _not_finite(self, x, seed):
         """The first layer whose output for x is not finite, found by running the model once more."""
@@ -220,7 +251,8 @@ class Trainer:
         elif self.device != "cpu":
             count = 1
         else:
-            count = min(cores(), int(cost * n * self.row_flops / MIN_SHARD_FLOPS))
+            here = 1 if self.group is None else self.group.neighbours
+            count = min(max(1, cores() // here), int(cost * n * self.row_flops / MIN_SHARD_FLOPS))
         count = max(1, min(count, n))
         edges = [n * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in pairwise(edges)]
