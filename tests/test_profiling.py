@@ -15,7 +15,7 @@ def test_every_operation_is_seen_and_left_as_it_was():
     found = profile_step(**TINY, bits=1.58)
     assert {name: (function.forward, function.backward) for name, function in ops.OPS.items()} == before
     assert found["operations"]["ternary"]["calls"] == 8
-    assert 0 < found["gemm_seconds"] and 0 < found["seconds"] and found["peak_bytes"] > 16 * 17 * 16 * 4
+    assert found["gemm_seconds"] > 0 and found["seconds"] > 0 and found["peak_bytes"] > 16 * 17 * 16 * 4
 
 
 def test_matrix_products_of_a_linear_layer():
@@ -39,6 +39,6 @@ def test_a_step_needs_no_more_operations_or_bytes_than_it_did(bits, calls, made,
 
 
 def test_command(capsys):
-    assert main(["profile", *"--dim 16 --depth 1 --heads 2 --image-size 8 --patch-size 2 --batch 8".split()]) == 0
+    assert main(["profile", "--dim=16", "--depth=1", "--heads=2", "--image-size=8", "--patch-size=2", "--batch=8"]) == 0
     out, err = capsys.readouterr()
     assert "matrix products alone" in out and "multi_head_attention" in out and err == ""

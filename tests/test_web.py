@@ -81,7 +81,9 @@ CASES = [(shape, bits, OPTIONS[bits]) for shape in SHAPES for bits in OPTIONS] +
     ("digits", 1.58, {"activation_bits": 1, "gelu": "none"}),
     ("digits", 1, {"activation_bits": None}),
     ("digits", 1.58, {"activation_bits": 4, "sub_norm": False, "pool": "cls+dist", "registers": 1}),
-    ("digits", 1.58, {"dim": 36, "heads": 3, "mlp_ratio": 1.5, "granularity": "tensor"}),  # rows that end within a byte
+    # Rows that end within a byte, and packed weights of an odd number of bytes
+    ("digits", 1.58, {"dim": 36, "heads": 3, "mlp_ratio": 1.5, "granularity": "tensor"}),
+    ("digits", 1.58, {"dim": 15, "depth": 1, "heads": 5, "mlp_ratio": 1}),
 ]
 
 
@@ -185,6 +187,16 @@ def test_activation_codes_equal_numpys_on_floats_between_halves(call, rng, bits)
     x[10:] *= rng.standard_normal((10, 1), dtype="float32")
     (found,) = call(["absmax_codes", x.ravel().tolist(), 64, bits], floats=True)
     codes, step = tb.quant.ste.absmax_codes(np, x, bits)
+    np.testing.assert_array_equal(list(found["codes"].values()), codes.ravel())
+    np.testing.assert_array_equal(np.float32(list(found["step"].values())), step.ravel())
+
+
+@needs_node
+def test_signs_of_activations_equal_numpys(call, rng):
+    x = rng.integers(-2, 3, (20, 64)).astype("float32")
+    x[7] = 0
+    (found,) = call(["binary_codes", x.ravel().tolist(), 64], floats=True)
+    codes, step, _ = tb.quant.ste.binary_codes(np, x, centre=False)
     np.testing.assert_array_equal(list(found["codes"].values()), codes.ravel())
     np.testing.assert_array_equal(np.float32(list(found["step"].values())), step.ravel())
 

@@ -51,7 +51,7 @@ class Group:
             total.update(np.ascontiguousarray(backend.to_numpy(a)))
         if len(found := set(self.comm.allgather(total.hexdigest()))) > 1:
             raise RuntimeError(
-                f"the {self.size} ranks hold {len(found)} different sets of weights: start all of them with the same data,"
+                f"the {self.size} ranks hold {len(found)} different sets of weights: start all with the same data,"
                 " versions and kind of processor, and go on from the last checkpoint"
             )
 

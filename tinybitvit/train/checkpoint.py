@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import backend
+from .. import backend, distributed
 from ..files import CheckpointError, read_safetensors, write_safetensors
 
 KEPT = 2  # should the newest file be damaged, there is one before it
@@ -112,13 +112,20 @@ class Checkpoints:
             raise ValueError(f"every must be a number of seconds from 0, or 'epoch', not {every!r}")
         self.folder, self.every, self.run, self.notes = Path(folder), every, run or {}, notes or {}
         self.saved, self.kept, self.last = None, [], time.monotonic()
+        self.group = distributed.current()
+        if self.group is None or self.group.rank == 0:  # it alone reads and writes: the disk may be its own
+            self._open(resume)
+        self.saved = distributed.first(self.saved)
+        if self.saved is not None:
+            self.notes = self.saved[1]["notes"]
+
+    def _open(self, resume):
         if found := sorted(self.folder.glob("checkpoint-*.safetensors")):
             if not resume:
                 raise ValueError(
-                    f"{folder} holds the checkpoints of a run: resume it, choose another folder, or delete it"
+                    f"{self.folder} holds the checkpoints of a run: resume it, choose another folder, or delete it"
                 )
             self.saved = self._newest(found)
-            self.notes = self.saved[1]["notes"]
         try:  # a mistake is to cost a second and not the time of a training
             tempfile.TemporaryFile(dir=next(p for p in (self.folder, *self.folder.parents) if p.exists())).close()
         except OSError as error:
@@ -133,8 +140,8 @@ class Checkpoints:
             progress.restore(*self.saved)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"the checkpoint {self.kept[0]} does not fit this model ({error!r}): it was written by another version"
-                " of TinyBitViT; delete the folder and start anew"
+                f"the checkpoint in {self.folder} does not fit this model ({error!r}): it comes from another version of"
+                " TinyBitViT; delete the folder and start anew"
             ) from error
         self.saved = None  # as large as three models
 
@@ -144,6 +151,8 @@ class Checkpoints:
 
     def save(self, progress):
         """Write a checkpoint. A fault of the disk costs one printed line, not the training; the last ones stay."""
+        if self.group is not None and self.group.rank:
+            return
         arrays, info = progress.state()
         path = self.folder / f"checkpoint-{info['optimizer']['steps']:09}.safetensors"
         try:

@@ -97,8 +97,8 @@ class Trainer:
     model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y), or with a third
     argument weight, -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per
     core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
-    rng: host Generator that feeds dropout. group: the ranks of MPI that share the batches out (a `distributed.Group`). The same number of workers gives the same bits; another number changes the
-    last digits.
+    rng: host Generator that feeds dropout. group: the ranks of MPI (a `distributed.Group`) among which each batch is
+    shared out. The same number of workers gives the same bits; another number changes the last digits.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Trainer:
                 layer = self._not_finite(x[rows], seed)
                 break
         return FloatingPointError(
-            f"the loss became {loss} at update {self.optimizer.steps + 1}, first in {layer}; the weights are as before it:"
+            f"the loss became {loss} at update {self.optimizer.steps + 1}, first in {layer}; the weights are as before:"
             " lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
         )
 
