@@ -42,3 +42,23 @@ def test_commands_parse(command):
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_sizes_are_those_of_files(tmp_path):
+    import numpy as np
+
+    import tinybitvit as tb
+
+    rows = re.findall(r"\| ([\d.]+) bits? \| ([\d,]+) \| ([\d.]+) \| ?([\d,]*)", README)
+    assert len(rows) == 3
+    for bits, size, effective, small in rows:
+        net = {"dim": 192, "depth": 9, "heads": 3, "mlp_ratio": 2, "bits": float(bits)}
+        model = tb.models.VisionTransformer(32, 4, **net, rng=np.random.default_rng(0))
+        for half, promised in ((False, size), (True, small)):
+            if promised:
+                tb.io.save_model(tmp_path / "m", model, packed=bits != "32", half=half)
+                found = (tmp_path / "m").stat().st_size
+                assert found == pytest.approx(int(promised.replace(",", "")), rel=1e-3)
+        tb.io.save_model(tmp_path / "m", model, packed=bits != "32")
+        parameters = sum(p.size for p in model.parameters())
+        assert 8 * (tmp_path / "m").stat().st_size / parameters == pytest.approx(float(effective), abs=0.05)

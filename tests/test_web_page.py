@@ -195,6 +195,28 @@ def test_a_digit_drawn_by_mouse_is_read(page, digit):
     )
 
 
+def test_drawings_must_be_framed_as_the_training_images_were(page, rng):
+    """Digits turned, sheared, squeezed, of any size and at any place; read far less often when only scaled to fit."""
+    drawings = [turned(STROKES[digit], rng) for digit in STROKES for _ in range(20)]
+    strokes = [[{"points": points, "width": 0.08, "erase": False} for points in drawing] for drawing in drawings]
+    truth = np.repeat(list(map(int, STROKES)), 20)
+    whole = {"box": [1, 1], "stretch": False, "centre": "box", "pen": None, "ink": None}
+    found = page.evaluate(
+        f"[frame, {json.dumps(whole)}].map((f) => {json.dumps(strokes)}.map((drawing) => {{"
+        " state.image = drawnImage(drawing, [8, 8], f); ask(models[1]); return best(models[1]); }))"
+    )
+    framed, fitted = (np.mean(np.array(guess) == truth) for guess in found)
+    assert framed > 0.7 and fitted < framed - 0.08, (framed, fitted)
+
+
+def turned(drawing, rng):
+    """Its points after a random linear map (turn up to 14 degrees, shear, scale each axis) and shift."""
+    angle, shear, place = rng.uniform(-0.25, 0.25), rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15, 2)
+    turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    both = turn @ (np.diag(rng.uniform((0.5, 0.5), (1.2, 1.0))) + np.array([[0, shear], [0, 0]]))
+    return [((np.array(points) - 0.5) @ both.T + 0.5 + place).tolist() for points in drawing]
+
+
 def test_answers_come_while_the_pen_is_down(page):
     (x, y), *others = on_pad(page, STROKES["1"][0])
     page.send("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", clickCount=1)

@@ -208,14 +208,31 @@ def model_arguments(args: argparse.Namespace) -> dict:
 
 
 def study(args: argparse.Namespace) -> int:
+    from .distributed import started
     from .study import run_study
 
+    if started():
+        raise ValueError("a study runs in one process: start it without mpiexec, or train one model with `train`")
     options = {**data_arguments(args), **model_arguments(args), **({"resume": True} if args.resume else {})}
     results = run_study(args.dataset, args.bits, out=args.out, **options)
     return INTERRUPTED if results["interrupted"] else 0
 
 
 def train(args: argparse.Namespace) -> int:
+    from . import distributed
+
+    if not distributed.started():
+        return train_one(args)
+    with distributed.data_parallel() as group:
+        status = train_one(args, write=group.rank == 0)
+        if status == INTERRUPTED:
+            sys.stdout.flush()
+            group.comm.Abort(status)  # the other ranks know of no Ctrl-C and wait for this one
+        return status
+
+
+def train_one(args: argparse.Namespace, write: bool = True) -> int:
+    """Train, and save what came out unless another process does."""
     from .study import PRESETS, load_data, measure, open_folder, train_model
     from .train import delete_checkpoints
 
@@ -230,12 +247,14 @@ def train(args: argparse.Namespace) -> int:
     options = {**PRESETS.get(args.dataset, {}), **model_arguments(args), "bits": args.bits, "random_state": args.seed}
     checkpoints = out.with_suffix(".checkpoints")
     model, seconds = train_model(data, checkpoints, args.resume, **options)
-    model.save(out, packed=args.packed)
-    if not model.interrupted_:
+    if write:
+        model.save(out, packed=args.packed)
+    if write and not model.interrupted_:
         delete_checkpoints(checkpoints)
     found = measure(model, data, model.predict(data.X_test))
     print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
-    print(f"written: {out} ({out.stat().st_size:,} bytes)")
+    if write:
+        print(f"written: {out} ({out.stat().st_size:,} bytes)")
     return INTERRUPTED if model.interrupted_ else 0
 
 

@@ -67,8 +67,19 @@ def first(value):
 
 
 def started():
-    """Whether this process is one of several that `mpiexec ... python -m mpi4py` started."""
-    return "mpi4py.MPI" in sys.modules and sys.modules["mpi4py.MPI"].COMM_WORLD.Get_size() > 1
+    """Whether this process is one of several that `mpiexec ... python -m mpi4py` started.
+
+    Raises RuntimeError where mpiexec started several without `-m mpi4py`: they would not know of each other.
+    """
+    if "mpi4py.run" in sys.modules:
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.Get_size() > 1
+    if any(os.environ.get(name, "1") != "1" for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")):
+        raise RuntimeError(
+            "mpiexec needs `python -m mpi4py -m tinybitvit ...`, so that a rank that fails ends the others"
+        )
+    return False
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Any folder of pictures as a data set: one sub-folder a class."""
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ from .download import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # whatever a file is called: Pillow's rarer decoders are less guarded
+
+MAX_FILE_BYTES = 1 << 29
 
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601), as Pillow's mode "L" weighs them
 
@@ -108,7 +111,10 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+            # From memory: a damaged PNG can make Pillow ask an open file for gigabytes, which Python then reserves.
+            with Image.open(io.BytesIO(file.read_bytes()), formats=FORMATS) as image:
                 return _pixels(ImageOps.exif_transpose(image), shape)
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error

@@ -199,7 +199,7 @@ class Trainer:
 
     def _diverged(self, loss, x, shards, seeds, results):
         """The error that ends the training, naming the first layer whose output is not finite."""
-        layer = "the sum over the batch"
+        layer = "the sum over the batch" if self.group is None else "the rows of another rank"
         for rows, seed, (part, _, _) in zip(shards, seeds, results, strict=True):
             if not math.isfinite(part):
                 layer = self._not_finite(x[rows], seed)

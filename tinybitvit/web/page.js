@@ -107,8 +107,8 @@ function drawMap(model) {
 function drawModel(model) {
   const bits = model.bits === 1 ? "1 bit" : `${model.bits} bits`, size = model.size;
   const times = [...(model.times ?? [])].sort((a, b) => a - b), ms = times[times.length >> 1];
-  model.sizeLine.textContent = `${bits}: ${size.bytes.toLocaleString("en")} bytes, ${size.effective_bits.toFixed(2)} bits a weight with`
-    + ` everything that stays in 32 bits. ${ms === undefined ? "" : `${ms.toFixed(1)} ms an image.`}`;
+  model.sizeLine.textContent = `${bits}: ${size.bytes.toLocaleString("en")} bytes, ${size.effective_bits.toFixed(2)} bits a weight`
+    + `${model.bits === 32 ? "" : " with everything that stays in 32 bits"}.${ms === undefined ? "" : ` ${ms.toFixed(1)} ms an image.`}`;
   model.answer.textContent = state.image ? answer(model) : "";
   if (state.image) drawMap(model);
   else drawImage(model.canvas, null);
