@@ -329,7 +329,21 @@ def test_attention_writes_a_page_or_a_figure(name, model_file, pictures, tmp_pat
 
 
 def test_export_knows_every_format():
-    assert cli.EXPORT_FORMATS == tb.io.FORMATS
+    assert cli.EXPORT_FORMATS == (*tb.io.FORMATS, "html")
+
+
+def test_exported_page_holds_the_models_it_compares(model_file, tmp_path, pictures, capsys):
+    other = tmp_path / "other <one>.safetensors"
+    other.write_bytes(Path(model_file).read_bytes())
+    out = tmp_path / "page.html"
+    command = ["export", str(model_file), "--format", "html", "--compare", str(other), "--images", *pictures]
+    assert cli.main([*command, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(f"written: {out}")
+    page = out.read_text()
+    assert "<one>" not in page and "other" in page and "://" not in page.replace("http://www.w3.org", "")
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(model_file), "--format", "html"])
+    assert cli.main(["export", str(model_file), "--format", "hf", "--compare", str(other), "--out", str(out)]) == 2
 
 
 def test_exported_onnx_takes_the_same_images(model_file, tmp_path, capsys):

@@ -224,6 +224,11 @@ def test_too_little_memory_says_what_to_lower(workers, rng):
             trainer.step(rng.standard_normal((4, 4)).astype("float32"), y)
 
 
+def test_a_model_too_large_says_what_to_lower(data):
+    with pytest.raises(MemoryError, match=r"memory for the model \(Unable to allocate .*\): .* smaller \(dim, depth"):
+        fit(data, dim=1 << 21)
+
+
 # --- for long, and side by side ---------------------------------------------------------------------------------------
 
 

@@ -263,7 +263,7 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before(data, half_done, caps
     damage(files_in(half_done)[1])
     assert result(fit(data, half_done)) == result(fit(data))
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "000000007.safetensors is damaged" in out and "the checkpoint before it" in out
+    assert out.count("\n") == 1 and "000000007.safetensors is damaged" in out and "): trying the checkpoint before it" in out
 
 
 def test_the_damaged_one_does_not_push_out_a_good_one(data, half_done, monkeypatch):

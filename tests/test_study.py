@@ -86,10 +86,10 @@ def test_bytes_are_counted_in_full(done):
 
 def test_pictures_are_files_and_in_the_page(done):
     folder, _ = done
-    names = {"results.json", "report.html", "loss.png", "confusion.png", "attention.png"}
+    names = {"results.json", "report.html", "try.html", "loss.png", "confusion.png", "attention.png"}
     assert {path.name for path in folder.iterdir()} == names
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for name in names - {"results.json", "report.html"}:
+    for name in names - {"results.json", "report.html", "try.html"}:
         with Image.open(folder / name) as image:
             assert image.format == "PNG" and min(image.size) > 300
     assert page.count("src='data:image/png;base64,") == page.count("<img") == 3
@@ -263,7 +263,7 @@ def test_ctrl_c_reports_what_is_done(epoch, epochs_of_models, no_figures, monkey
     if epochs_of_models:
         assert results_in(tmp_path / "out") == results
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    reported = {"results.json", "report.html"} if epochs_of_models else set()
+    reported = {"results.json", "report.html", "try.html"} if epochs_of_models else set()
     assert files == reported | {"checkpoints-32" if epoch < 3 else "checkpoints-1"}
     assert ("32 bits*" in capsys.readouterr().out) == (epoch == 2)
 

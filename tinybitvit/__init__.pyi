@@ -11,6 +11,7 @@ from . import optim as optim
 from . import quant as quant
 from . import train as train
 from . import viz as viz
+from . import web as web
 from .autograd import grad as grad
 from .autograd import no_grad as no_grad
 from .backend import manual_seed as manual_seed

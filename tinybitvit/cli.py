@@ -16,8 +16,11 @@ from typing import Any, NoReturn
 from . import __version__
 
 DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
-EXPORT_FORMATS = ("onnx", "hf", "safetensors")  # tinybitvit.io.FORMATS, not imported because that is slow
-EXPORT_HELP = "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed"
+EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
+EXPORT_HELP = (
+    "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed;"
+    " html: a web page that holds the model"
+)
 # What a user can cause or mend: one sentence instead of a traceback. Anything else is a bug and shows where.
 ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -129,6 +132,8 @@ def add_model_commands(commands) -> None:
     p.add_argument(
         "--int8", action="store_true", help="onnx: weights of 8 bits, for runtimes that know no smaller ones"
     )
+    p.add_argument("--compare", nargs="+", default=[], metavar="MODEL", help="html: more models, side by side")
+    p.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="html: examples to put into the page")
     p.add_argument("--out", metavar="FILE", required=True, help="the file to write")
 
 
@@ -296,10 +301,16 @@ def export(args: argparse.Namespace) -> int:
     model = tb.load(args.model)
     if args.int8 and args.format != "onnx":
         raise ValueError("--int8 is for --format onnx")
+    if (args.compare or args.images) and args.format != "html":
+        raise ValueError("--compare and --images are for --format html")
     if args.format == "safetensors":
         model.save(args.out, packed=model.bits != 32)
     elif args.format == "onnx":
         tb.io.export(model.model_, args.out, "onnx", preprocessing=model.normalize_.to_dict(), int8=args.int8)
+    elif args.format == "html":
+        models = {Path(path).stem: tb.load(path) for path in (args.model, *args.compare)}
+        examples = [tb.data.read_image(path, model.image_shape_) for path in args.images]
+        tb.web.to_html(models, args.out, X=examples or None)
     else:
         tb.io.export(model.model_, args.out, args.format)
     print(f"written: {args.out} ({Path(args.out).stat().st_size:,} bytes)")

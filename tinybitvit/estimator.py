@@ -25,7 +25,7 @@ from .io import load_classifier, save_classifier
 from .models import VisionTransformer, start_from
 from .ops.norm import softmax_array
 from .optim import AdamW, WarmupCosine, decay_groups
-from .train import Checkpoints, Trainer, check_options, describe_run, run, soft_targets
+from .train import Checkpoints, Trainer, check_options, describe_run, memory_advice, run, soft_targets
 
 
 class ViT(ClassifierMixin, BaseEstimator):
@@ -177,25 +177,16 @@ class ViT(ClassifierMixin, BaseEstimator):
         self.n_iter_ = len(self.history_["loss"])
         return self
 
+    @memory_advice("the model")
     def _build(self, X, seed):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
         self.normalize_ = Normalize.fit(X)
         patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
-        self.model_ = VisionTransformer(
-            self.image_shape_[:2],
-            patch,
-            self.image_shape_[2],
-            len(self.classes_),
-            self.dim,
-            self.depth,
-            self.heads,
-            self.mlp_ratio,
-            self.bits,
-            self.activation_bits,
-            self.pool,
-            rng=self._rng,
-        )
+        same = ("dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
+        options = {name: getattr(self, name) for name in same}
+        (*size, channels), classes = self.image_shape_, len(self.classes_)
+        self.model_ = VisionTransformer(tuple(size), patch, channels, classes, **options, rng=self._rng)
         if self.init_from is not None:
             start_from(self.model_, self._source())
         device = backend.resolve_device(self.device)
@@ -292,6 +283,12 @@ class ViT(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         save_classifier(path, self, packed, half)
+
+    def to_html(self, path=None, X=None):
+        """One web page with the packed model inside, to draw or drop images on; see `tb.web.to_html`. X: examples."""
+        from .web import to_html
+
+        return to_html(self, path, X=X)
 
     # --- checking -----------------------------------------------------------------------------------------------------
 

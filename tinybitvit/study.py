@@ -15,7 +15,7 @@ import numpy as np
 
 import tinybitvit as tb
 
-from . import report, viz
+from . import report, viz, web
 from .data import DOWNLOADED, DataError, Dataset, load
 from .files import write_file
 from .quant import check_bits, describe
@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
     "cifar100": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
 }
+LARGEST_PAGE = 5_000_000  # bytes of try.html, the page that holds the models; larger ones are left out
 PICTURED = 4  # test images in the attention figure
 
 
@@ -242,6 +243,10 @@ def write_report(
         write_file(folder / file, buffer.getvalue())
         written.append(file)
     write_file(folder / "report.html", report.page(results, pictures).encode())
+    page = web.to_html(models, X=data.X_test[:10]).encode()
+    if len(page) < LARGEST_PAGE:
+        write_file(folder / "try.html", page)
+        written.append("try.html")
     print("written:", *(folder / name for name in written))
 
 

@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run
 from .loop import check_options, evaluate, run, soft_targets, train_epoch
-from .trainer import Trainer, cores, single_threaded_blas
+from .trainer import Trainer, cores, memory_advice, single_threaded_blas
 
 __all__ = [
     "Checkpoints",
@@ -13,6 +13,7 @@ __all__ = [
     "delete_checkpoints",
     "describe_run",
     "evaluate",
+    "memory_advice",
     "run",
     "single_threaded_blas",
     "soft_targets",

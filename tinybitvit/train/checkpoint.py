@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import backend, distributed
-from ..files import CheckpointError, read_safetensors, write_safetensors
+from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 
 KEPT = 2  # should the newest file be damaged, there is one before it
 MODEL, BEST, OPTIMIZER = "model.", "best.", "optimizer."
@@ -173,7 +173,7 @@ class Checkpoints:
                 if "notes" not in info:
                     raise CheckpointError(f"{path} is no checkpoint of a training run")
             except CheckpointError as error:
-                print(f"{error}; the checkpoint before it is tried", flush=True)
+                print(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it", flush=True)
                 continue
             for name, mine in self.run.items():
                 if (theirs := info["run"].get(name)) != mine:

@@ -80,13 +80,13 @@ def row_flops(model):
 
 
 @contextmanager
-def _explained(rows):
-    """MemoryError with what to do about it."""
+def memory_advice(what):
+    """For a block or a function: MemoryError says what there was too little memory for, and what to lower."""
     try:
         yield
     except MemoryError as error:
         raise MemoryError(
-            f"not enough memory for {rows} images at once ({error or 'no size known'}):"
+            f"not enough memory for {what} ({error or 'no size known'}):"
             " lower batch_size, or make the model smaller (dim, depth, mlp_ratio; a larger patch_size)"
         ) from error
 
@@ -263,7 +263,7 @@ class Trainer:
         if self.pool is None and len(jobs) > 1:
             most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards
             self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
-        with single_threaded_blas(), _explained(shards[-1].stop):
+        with single_threaded_blas(), memory_advice(f"{shards[-1].stop} images at once"):
             futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
             try:
                 last = work(*jobs[-1])
