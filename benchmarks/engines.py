@@ -39,7 +39,7 @@ class TinyBitViT:
 
         self.model, (self.x, self.y) = job.tiny_model(), job.data()
         self.optimizer = tb.optim.AdamW(tb.optim.decay_groups(self.model, 0.05), lr=1e-3)
-        self.trainer = tb.train.Trainer(self.model, self.optimizer, workers=min(job.threads, job.batch))
+        self.trainer = tb.train.Trainer(self.model, self.optimizer, workers="auto")
 
     def train(self):
         return self.trainer.step(self.x, self.y)
@@ -74,7 +74,7 @@ class Packed(TinyBitViT):
         super().__init__(job)
         import tinybitvit as tb
 
-        self.trainer = tb.train.Trainer(self.model.pack(), workers=min(job.threads, job.batch))
+        self.trainer = tb.train.Trainer(self.model.pack(), workers="auto")
 
 
 class Torch:

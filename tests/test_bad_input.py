@@ -1,10 +1,12 @@
 """What comes from outside and is wrong: one clear sentence each, from every entrance; and mutated files without end."""
 
+import ast
 import gzip
 import io
 import random
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +90,16 @@ def test_one_sentence(number, monkeypatch, tmp_path):
         call()
     assert "\n" not in cli.sentence(caught.value) and 20 < len(cli.sentence(caught.value)) < 400
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_runs_no_text():
+    """What a file says is never run (that nothing imports pickle is a rule of test_structure)."""
+    found = []
+    for path in Path(tb.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+                found.append(f"{path}:{node.lineno}")
+    assert found == []
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])

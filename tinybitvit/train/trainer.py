@@ -263,7 +263,10 @@ class Trainer:
         if self.pool is None and len(jobs) > 1:
             most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards
             self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
-        with single_threaded_blas(), memory_advice(f"{shards[-1].stop} images at once"):
+        # One image cannot be shared out: where it is work enough, BLAS's own threads are the only help.
+        alone = shards[-1].stop == 1 and self.workers == "auto" and self.row_flops > MIN_SHARD_FLOPS
+        threads = nullcontext() if alone else single_threaded_blas()
+        with threads, memory_advice(f"{shards[-1].stop} images at once"):
             futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
             try:
                 last = work(*jobs[-1])
