@@ -1,6 +1,7 @@
 from . import autograd as autograd
 from . import backend as backend
 from . import data as data
+from . import distributed as distributed
 from . import functional as functional
 from . import gradcheck as gradcheck
 from . import io as io

@@ -110,13 +110,15 @@ def as_array(value, dtype=None, like=None):
     return array
 
 
-BLOCK = 32768  # elements: 128 kB of float32, so that a handful of temporaries stay in a core's second-level cache
+# Elements of a block: large enough that worker threads seldom wait for each other at the interpreter lock, which every
+# NumPy call takes again when it is done; small enough that a handful of temporaries stay in the caches of a core.
+BLOCK = 2**18
 
 
 def row_blocks(shape):
     """Slices that cut the rows of a (rows, columns) array into blocks of about BLOCK elements.
 
-    A chain of elementwise operations on a block runs in the cache, where on a whole array each would go through memory.
+    A chain of elementwise operations on a block needs temporaries of the block's size only, and finds them in the cache.
     """
     rows, columns = shape
     step = max(1, BLOCK // max(columns, 1))

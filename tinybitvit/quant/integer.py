@@ -14,7 +14,7 @@ from .pack import Array
 from .ste import absmax_codes, binary_codes
 
 # Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
-ROWS, BLOCK = 4096, 2**16
+ROWS, BLOCK = 4096, 2**18
 # Whole numbers up to here are exact in float32, in any order of summation.
 EXACT = 2**24
 
