@@ -329,7 +329,7 @@ def test_attention_writes_a_page_or_a_figure(name, model_file, pictures, tmp_pat
 
 
 def test_export_knows_every_format():
-    assert cli.EXPORT_FORMATS == (*tb.io.FORMATS, "html")
+    assert (*tb.io.FORMATS, "html") == cli.EXPORT_FORMATS
 
 
 def test_exported_page_holds_the_models_it_compares(model_file, tmp_path, pictures, capsys):
