@@ -118,7 +118,7 @@ BLOCK = 2**18
 def row_blocks(shape):
     """Slices that cut the rows of a (rows, columns) array into blocks of about BLOCK elements.
 
-    A chain of elementwise operations on a block needs temporaries of the block's size only, and finds them in the cache.
+    A chain of elementwise operations on a block needs temporaries of its size only, found in the cache.
     """
     rows, columns = shape
     step = max(1, BLOCK // max(columns, 1))
