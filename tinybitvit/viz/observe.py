@@ -1,7 +1,7 @@
 """Recording: `attention(model, X)` runs a network once, with a hook on every head's softmax."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,20 +69,12 @@ def _observed(network: Module) -> Iterator[list[tuple[str, Tensor]]]:
     if not attends:
         raise RuntimeError(f"{type(network).__name__} holds no nn.Attend module, so there is no attention to record")
     seen: list[tuple[str, Tensor]] = []
-    modes = [(m, m.training) for m in network.modules()]
-    handles = []
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(network.evaluating())
         for name, module in attends:
-            handles.append(
-                module.register_forward_hook(lambda _, inputs, output, name=name: seen.append((name, output)))
-            )
-        network.eval()
+            hook = lambda _, inputs, output, name=name: seen.append((name, output))  # noqa: E731
+            stack.enter_context(module.register_forward_hook(hook))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def _record_batch(network, seen, images, layout, target):

@@ -67,12 +67,12 @@ def render(
     parts = {
         "title": html.escape(_title(records)),
         "caveat": html.escape(CAVEAT),
-        "css": _file("page.css"),
-        "js": _file("maps.js") + _file("page.js"),
-        "data": _json(_data(source, chosen, count, note)),
+        "css": page_file("page.css"),
+        "js": page_file("maps.js") + page_file("page.js"),
+        "data": page_json(_data(source, chosen, count, note)),
     }
     return re.sub(
-        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html")
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page_file("page.html")
     )  # one pass: data is never searched
 
 
@@ -155,7 +155,7 @@ def _data(source: Any, layers: list[int], count: int, note: str) -> dict[str, An
         },
         "layers": layers,
         "heads": first.heads,
-        "images": {"count": count, "height": rgb.shape[1], "width": rgb.shape[2], "rgb": _base64(rgb)},
+        "images": {"count": count, "height": rgb.shape[1], "width": rgb.shape[2], "rgb": page_base64(rgb)},
         "truth": None if y is None else [str(label) for label in y[:count]],
         "colors": COLORS,
         "models": [_model(source, name, record, layers, count) for name, record in records.items()],
@@ -203,18 +203,18 @@ def _stacked(maps: list[np.ndarray], layers: list[int]) -> np.ndarray:
 def _packed(a: np.ndarray) -> dict[str, str]:
     """Matrices (..., T, T), none negative, as uint8 and one float32 scale a row, both in base64."""
     scale = np.maximum(a.max(axis=-1, keepdims=True), 1e-12) / 255
-    return {"values": _base64(np.rint(a / scale).astype(np.uint8)), "scale": _base64(scale.astype("<f4"))}
+    return {"values": page_base64(np.rint(a / scale).astype(np.uint8)), "scale": page_base64(scale.astype("<f4"))}
 
 
-def _base64(a: np.ndarray) -> str:
+def page_base64(a: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(a).tobytes()).decode("ascii")
 
 
-def _json(data: Any) -> str:
+def page_json(data: Any) -> str:
     # The text stands inside <script>: without any "<" no class name can end that element.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 @cache
-def _file(name: str) -> str:
+def page_file(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")

@@ -63,9 +63,9 @@ def to_html(
     parts = {
         "title": html.escape(heading),
         "caveat": html.escape(CAVEAT),
-        "css": attention_page._file("page.css") + _file("page.css"),
+        "css": attention_page.page_file("page.css") + _file("page.css"),
         "js": "".join(map(_file, SCRIPTS)),
-        "data": attention_page._json(data),
+        "data": attention_page.page_json(data),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("page.html"))  # one pass: data is not searched
     return attention_page.save(page, path)
@@ -135,7 +135,7 @@ def _model(name: str, model: Any, arrays: dict[str, Entry], X: np.ndarray | None
         "size": {"bytes": len(content), "effective_bits": 8 * len(content) / weights},
         "layouts": {layout: _layout(layout) for layout in used},
         "arrays": index,
-        "bytes": attention_page._base64(np.frombuffer(content, np.uint8)),
+        "bytes": attention_page.page_base64(np.frombuffer(content, np.uint8)),
     }
 
 
@@ -201,7 +201,7 @@ def _examples(X: np.ndarray, y: Any, normalize: dict[str, Any]) -> dict[str, Any
     if X.dtype != np.uint8:
         low, step = (0, 1 / 255) if normalize["step"] == 1 else (normalize["low"], normalize["step"])
         X = np.clip(np.rint((X - low) / step), 0, 255).astype(np.uint8)
-    return {"pixels": attention_page._base64(X), "labels": None if y is None else [str(label) for label in y]}
+    return {"pixels": attention_page.page_base64(X), "labels": None if y is None else [str(label) for label in y]}
 
 
 @cache
