@@ -1,6 +1,7 @@
 """Fixtures and skip rules that all test files share."""
 
 import shutil
+import signal
 import sys
 import zlib
 
@@ -44,6 +45,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if reason := missing_requirement(item):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_sessionstart():
+    # A shell starts background jobs with Ctrl-C ignored, and child processes inherit that: the tests of Ctrl-C need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
