@@ -419,4 +419,6 @@ def test_the_code_of_the_docs_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert made | {"page.png"} == {path.name for path in (DOCS / "figures").iterdir()}
+    shown = set(re.findall(r"\(figures/(\S+\.png)\)", (DOCS / "attention.md").read_text()))
+    assert made | {"page.png"} == shown
+    assert shown <= {path.name for path in (DOCS / "figures").iterdir()}
