@@ -9,7 +9,7 @@ import math
 import threading
 from itertools import pairwise
 
-from ..ops.norm import mean_product
+from ..ops.norm import inverse_root, mean_product
 from .pack import Array
 from .ste import absmax_codes, binary_codes
 
@@ -115,9 +115,6 @@ def even_slices(n: int, size: int) -> list[slice]:
 
 def rms_norm_into(xp, x: Array, weight: Array, eps: float, out: Array) -> Array:
     """`ops.norm.RMSNorm` of x (T, K), operation for operation, in `out`."""
-    inverse = mean_product(xp, x, x)
-    inverse += eps
-    inverse = 1 / xp.sqrt(inverse)
-    xp.multiply(x, inverse, out=out)
+    xp.multiply(x, inverse_root(xp, mean_product(xp, x, x), eps), out=out)
     out *= weight
     return out
