@@ -5,6 +5,7 @@ import signal
 import sys
 import zlib
 
+import cupy_standin
 import numpy as np
 import pytest
 
@@ -18,6 +19,16 @@ DATA_ROOT = download.data_root()
 def rng(request):
     """A Generator seeded by the test's own id: the same numbers in every run, alone or in any order."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def device(request):
+    """'cpu' or 'cuda' for the names in `devices.DEVICES`; "simulated" is 'cuda' on the stand-in for CuPy."""
+    if request.param == "simulated":
+        with cupy_standin.installed():
+            yield "cuda"
+    else:
+        yield request.param
 
 
 @pytest.fixture(scope="session")
@@ -60,4 +71,6 @@ def pytest_collection_finish():
 
 def pytest_report_header():
     problem = backend.cuda_problem()
-    return f"GPU: not tested ({problem})" if problem else "GPU: tested"
+    if problem:
+        return f"GPU: simulated, no code ran on one ({problem})"
+    return "GPU: " + "; ".join(text for _, text in backend.cuda_info())

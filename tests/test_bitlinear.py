@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch_reference as reference
+from devices import each_device, each_run
 from torch_reference import assert_close, compare, randomize
 
 from tinybitvit import Tensor, nn
@@ -30,67 +31,72 @@ def run(module, x, g):
 # --- against torch ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@each_run
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("bits", [1.58, 1])
-def test_paper_mode_is_bitnet(bits, norm, dtype, rng):
+def test_paper_mode_is_bitnet(bits, norm, dtype, device, rng):
     """granularity='tensor' is what the authors of BitNet publish: quantise per tensor, activations per token."""
     module = layer(rng, 33, 17, bits=bits, granularity="tensor", norm=norm, dtype=dtype)
     theirs = reference.PaperBitLinear(33, 17, bits, norm=norm)
-    compare(module, theirs, rng.standard_normal((4, 5, 33)).astype(dtype), rng)
+    compare(module, theirs, rng.standard_normal((4, 5, 33)).astype(dtype), rng, device=device)
 
 
+@each_device
 @pytest.mark.parametrize("bits", [1.58, 1])
-def test_paper_mode_without_bias(bits, rng):
+def test_paper_mode_without_bias(bits, device, rng):
     module = layer(rng, bits=bits, granularity="tensor", bias=False)
-    compare(module, reference.PaperBitLinear(12, 7, bits, bias=False), rng.standard_normal((9, 12)), rng)
+    compare(module, reference.PaperBitLinear(12, 7, bits, bias=False), rng.standard_normal((9, 12)), rng, device=device)
 
 
+@each_device
 @GRANULARITIES
 @pytest.mark.parametrize("activation_bits", ACTIVATION_BITS)
 @pytest.mark.parametrize("bits", LOW_BITS)
-def test_every_width(bits, activation_bits, granularity, rng):
+def test_every_width(bits, activation_bits, granularity, device, rng):
     options = {"bits": bits, "activation_bits": activation_bits, "granularity": granularity}
     x = 2 * rng.standard_normal((2, 5, 12))
-    compare(layer(rng, **options), reference.BitLinear(12, 7, **options), x, rng)
+    compare(layer(rng, **options), reference.BitLinear(12, 7, **options), x, rng, device=device)
 
 
+@each_device
 @GRANULARITIES
 @pytest.mark.parametrize(
     "bits, scale", [(b, "absmedian") for b in LOW_BITS] + [(b, "absmax") for b in LOW_BITS if b >= 2]
 )
-def test_every_scale(bits, scale, granularity, rng):
+def test_every_scale(bits, scale, granularity, device, rng):
     """Rows of even length, where a median is the mean of the middle two, and of odd length."""
     options = {"bits": bits, "scale": scale, "granularity": granularity, "norm": True}
     for width in (12, 13):
         x = rng.standard_normal((5, width))
-        compare(layer(rng, width, 7, **options), reference.BitLinear(width, 7, **options), x, rng)
+        compare(layer(rng, width, 7, **options), reference.BitLinear(width, 7, **options), x, rng, device=device)
 
 
+@each_device
 @GRANULARITIES
 @pytest.mark.parametrize("bits", [1.58, 1])
 @pytest.mark.parametrize(
     "ste, temperature", [("clipped", 1.0), ("approx_sign", 1.0), ("ede", 0.1), ("ede", 1.0), ("ede", 4.0)]
 )
-def test_every_estimator(ste, temperature, bits, granularity, rng):
+def test_every_estimator(ste, temperature, bits, granularity, device, rng):
     options = {"bits": bits, "ste": ste, "granularity": granularity}
     module = layer(rng, 64, 5, **options)
     module.temperature = temperature
     module.weight.data[:, :8] *= 3  # some weights far out, where the estimators let nothing through
     theirs = reference.BitLinear(64, 5, **options, temperature=temperature)
-    compare(module, theirs, rng.standard_normal((6, 64)), rng, 1e-10)
+    compare(module, theirs, rng.standard_normal((6, 64)), rng, 1e-10, device=device)
     if ste in ("clipped", "approx_sign"):
         stopped = (module.weight.grad == 0).mean()
         assert 0 < stopped < 0.9
 
 
+@each_device
 @GRANULARITIES
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_clipped_estimator_of_rounded_weights(bits, granularity, rng):
+def test_clipped_estimator_of_rounded_weights(bits, granularity, device, rng):
     options = {"bits": bits, "ste": "clipped", "granularity": granularity, "scale": "absmedian"}
     module = layer(rng, **options)
     module.weight.data[:, 0] *= 40
-    compare(module, reference.BitLinear(12, 7, **options), rng.standard_normal((6, 12)), rng)
+    compare(module, reference.BitLinear(12, 7, **options), rng.standard_normal((6, 12)), rng, device=device)
     assert 0 < (module.weight.grad == 0).sum() < 12 * 7
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,9 @@ def test_study_writes_to_the_folder_it_names(tmp_path):
     status, out, err = run("study", *TINY, "--bits", "1.58", "--seed", "5", folder=tmp_path)
     assert (status, err) == (0, "")
     results = json.loads((tmp_path / "study-digits" / "results.json").read_text())
-    assert results["dataset"] == "digits" and results["seed"] == 5 and results["models"][0]["bits"] == 1.58
+    assert results["dataset"] == "digits" and results["seeds"] == [5] and results["models"][0]["bits"] == 1.58
     assert results["settings"]["dim"] == 16 and results["settings"]["patch_size"] == [2, 2]
-    assert "1.58 bits (model 1 of 1)\nepoch 1/2  loss " in out and re.search(r"\d+ s in all\n$", out)
+    assert "1.58 bits, seed 5 (model 1 of 1)\nepoch 1/2  loss " in out and re.search(r"\d+ s in all\n$", out)
     written = re.search(r"written: (.*)", out)[1].split()
     assert {Path(p).name for p in written} == {path.name for path in (tmp_path / "study-digits").iterdir()}
     assert all((tmp_path / path).exists() for path in written)
@@ -103,18 +104,27 @@ def test_ctrl_c_ends_a_study_with_a_report(tmp_path):
 
 def test_options_reach_the_study(monkeypatch):
     seen = {}
-    monkeypatch.setattr(study, "run_study", lambda *a, **k: seen.update(a=a, k=k) or {"interrupted": False})
+    for program in ("run_study", "run_sweep"):
+        note = partial(lambda name, *a, **k: seen.update(program=name, a=a, k=k) or {"interrupted": False}, program)
+        monkeypatch.setattr(study, program, note)
     assert status_of("study") == 0
-    sizes = {"train_size": None, "test_size": None, "image_size": None, "seed": 0, "out": None, "device": "auto"}
-    assert seen == {"a": ("digits", [32, 1.58, 1]), "k": sizes}
+    usual = {"train_size": None, "test_size": None, "image_size": None, "seed": 0, "seeds": 1, "jobs": 1, "out": None}
+    usual |= {"device": "auto", "resume": False, "command": "tinybitvit study"}
+    assert seen == {"program": "run_study", "a": ("digits", [32, 1.58, 1]), "k": usual}
     line = "study some/folder --bits 8 1.58 --out o --train-size 9 --test-size 8 --image-size 7 --seed 6 --epochs 5"
     line += " --batch-size 4 --lr 0.5 --dim 3 --depth 2 --heads 1 --mlp-ratio 1.5 --patch-size 2 --device cpu"
+    line += " --seeds 3 --jobs 2 --recipe best --init-from /some/where/model --resume"
     assert status_of(*line.split()) == 0
     assert seen["a"] == ("some/folder", [8, 1.58]) and [type(b) for b in seen["a"][1]] == [int, float]
     assert seen["k"] == {
         **{"out": "o", "train_size": 9, "test_size": 8, "image_size": 7, "seed": 6, "epochs": 5, "batch_size": 4},
         **{"lr": 0.5, "dim": 3, "depth": 2, "heads": 1, "mlp_ratio": 1.5, "patch_size": 2, "device": "cpu"},
+        **{"seeds": 3, "jobs": 2, "recipe": "best", "init_from": "/some/where/model", "resume": True},
+        "command": f"tinybitvit {line}".replace("/some/where/", "").replace(" --resume", ""),
     }
+    assert status_of("study", "--sweep", "--widths", "8", "16", "--depths", "1", "--out=/x/y z") == 0
+    assert seen["program"] == "run_sweep" and seen["a"] == ("digits", [32, 1.58, 1], [8, 16], [1])
+    assert seen["k"]["command"] == "tinybitvit study --sweep --widths 8 16 --depths 1 '--out=y z'"
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -145,7 +155,16 @@ BAD = {
     "study --train-size 5": "5 of the 1347 training images of digits were asked for: take 10 (one of each class) to ",
     "study --train-size 1348": "take 10 (one of each class) to 1347",
     "study --test-size 451": "take 10 (one of each class) to 450",
-    "study --image-size 8": "--image-size is for folders of images",
+    "study --image-size 9 --patch-size 2": "choose a patch_size that divides both sides",
+    "study --image-size 0": "argument --image-size: '0' is not a whole number from 1",
+    "study --seeds 0": "argument --seeds: '0' is not a whole number from 1",
+    "study --jobs -1": "argument --jobs: '-1' is not a whole number from 1",
+    "study --recipe good": "argument --recipe: invalid choice: 'good'",
+    "study --init-from missing": "missing",
+    "study --init-from file": "file is not a whole safetensors file",
+    "study --widths 8 16": "--widths and --depths are for --sweep",
+    "study --sweep --init-from file": "a sweep trains networks of other widths",
+    "study --sweep --widths 8.5": "argument --widths: '8.5' is not a whole number from 1",
     "study --device tpu": "argument --device: invalid choice: 'tpu'",
     "study --out file": "cannot write into file: File exists; choose another folder",
     "study --out file/below": "cannot write into file/below: Not a directory; choose another folder",

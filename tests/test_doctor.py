@@ -1,8 +1,12 @@
 """`tinybitvit doctor`: it passes here, and it finds what is broken."""
 
-import pytest
+import re
 
-from tinybitvit import doctor, ops, quant
+import cupy_standin
+import pytest
+from devices import each_gpu
+
+from tinybitvit import cli, doctor, ops, parity, quant
 from tinybitvit.ops import Function
 from tinybitvit.train import Trainer
 
@@ -121,5 +125,72 @@ def test_environment_names_what_is_missing_or_slow(monkeypatch):
 def test_device_says_why_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(doctor.backend, "cuda_problem", lambda: "no driver")
     assert doctor.device() == "cpu (no GPU: no driver)"
-    monkeypatch.setattr(doctor.backend, "cuda_problem", lambda: None)
-    assert doctor.device().startswith("cuda")
+    monkeypatch.undo()
+    with cupy_standin.installed():
+        assert doctor.device().startswith("cuda")
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def comparisons(capsys):
+    """Exit status, and (difference, verdict) of every row of the table by the name of its check."""
+    status = cli.main(["doctor", "--device", "cuda"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    rows = re.findall(r"^  (\S.*?) +(\S+) +(\S+)  (ok|FAILED.*)$", captured.out, re.MULTILINE)
+    return status, {name: (float(difference), verdict) for name, difference, _, verdict in rows}
+
+
+@each_gpu
+def test_every_calculation_is_compared(device, capsys):
+    status, rows = comparisons(capsys)
+    assert status == 0 and {verdict for _, verdict in rows.values()} == {"ok"}
+    assert {*ops.OPS, *quant.OPS} <= {doctor.operation_of(name) for name in rows}
+    packed = [f"packed layer ({bits:g} bits)" for bits in quant.WEIGHT_BITS[1:]]
+    assert {*packed, *(f"training step ({bits} bits)" for bits in (32, 1.58, 1))} <= rows.keys()
+    if cupy_standin.in_use():
+        assert not any(difference for difference, _ in rows.values())
+
+
+def wrong_on_the_gpu(function, change):
+    class Wrong(function):
+        @staticmethod
+        def forward(ctx, *arrays, **params):
+            y = function.forward(ctx, *arrays, **params)
+            return change(y) if ctx.xp.__name__ == "cupy" else y
+
+    return Wrong
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda y: y * 1.001, "the numbers differ"),
+        (lambda y: y * float("nan"), "the numbers differ"),
+        (lambda y: y.astype("float64"), "float64 of shape"),
+        (lambda y: y.reshape(-1), "ValueError: .*shapes"),
+        (lambda y: y.no_such_method(), "AttributeError: .*no_such_method"),
+    ],
+)
+def test_a_fault_on_the_gpu_alone_is_found(change, words, monkeypatch, capsys):
+    monkeypatch.setitem(ops.OPS, "exp", wrong_on_the_gpu(ops.OPS["exp"], change))
+    with cupy_standin.installed():
+        status, rows = comparisons(capsys)
+    (failed,) = [name for name, (_, verdict) in rows.items() if verdict != "ok"]
+    assert status == 1 and failed == "exp"
+    assert re.match(f"FAILED: .*{words}", rows["exp"][1])
+
+
+def test_wrong_training_and_packing_on_the_gpu_are_found(monkeypatch):
+    real = parity.backend.to_device
+    with cupy_standin.installed():
+        monkeypatch.setattr(parity.backend, "to_device", lambda a, device: real(a, device) * (1 + (device == "cuda")))
+        rows = {row.name: row for row in parity.compare("cuda", {})}
+    assert not rows["training step (32 bits)"].passed and not rows["packed layer (4 bits)"].passed
+
+
+def test_without_a_gpu_it_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(doctor.backend, "cuda_problem", lambda: "no driver")
+    assert doctor.run("cuda") == 1
+    assert capsys.readouterr().out.endswith("\ndevice 'cuda' is not usable: no driver\n")

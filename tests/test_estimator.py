@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from devices import each_device
 from sklearn.exceptions import NotFittedError
 
 import tinybitvit as tb
@@ -58,10 +59,9 @@ def test_same_seed_same_bits_whatever_ran_before(data):
 
 def test_history_and_fitted_attributes(data, capsys):
     X, y = data
-    model = fit((X[:60], y[:60]), epochs=3, verbose=1)
-    assert {k: len(v) for k, v in model.history_.items()} == dict.fromkeys(
-        ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"), 3
-    )
+    model = fit((X[:60], y[:60]), epochs=3, verbose=1, device="cpu")
+    keys = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", "flip_rate", "zero_share", "distance")
+    assert {k: len(v) for k, v in model.history_.items()} == dict.fromkeys(keys, 3)
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 3 and "epoch 3/3" in out and "images/s" in out and err == ""
     assert (model.n_features_in_, model.image_shape_, model.n_iter_, model.interrupted_) == (36, (6, 6, 1), 3, False)
@@ -69,16 +69,17 @@ def test_history_and_fitted_attributes(data, capsys):
     assert all(isinstance(v, float) for v in with_val.history_["val_accuracy"])
 
 
-def test_probabilities_and_labels_of_any_kind(data):
+@each_device
+def test_probabilities_and_labels_of_any_kind(data, device):
     X, y = data
     names = np.array(["cat", "bird", "ant"])[y]
-    model = fit((X, names))
+    model = fit((X, names), device=device)
     p = model.predict_proba(X)
     np.testing.assert_allclose(p.sum(axis=1), 1)
     assert list(model.classes_) == ["ant", "bird", "cat"]
     assert (model.predict(X) == model.classes_[p.argmax(axis=1)]).all() and model.score(X, names) > 0.9
     two = y < 2
-    binary = fit((X[two], y[two] == 1))
+    binary = fit((X[two], y[two] == 1), device=device)
     assert ((binary.decision_function(X[two]) > 0) == binary.predict(X[two])).all()
 
 
@@ -90,20 +91,22 @@ def test_sample_weight_zero_means_not_there(data):
     assert model.score(X, y) > 0.9
 
 
-def test_partial_fit_goes_on(data):
+@each_device
+def test_partial_fit_goes_on(data, device):
     X, y = data
-    model = tb.ViT(**TINY, random_state=0)
+    model = tb.ViT(**TINY, random_state=0, device=device)
     for _ in range(12):
         for k in range(2):
             model.partial_fit(X[k::2], y[k::2], classes=[0, 1, 2])
     assert model.n_iter_ == 24 and model.score(X, y) > 0.9
-    fitted = fit(data)
+    fitted = fit(data, device=device)
     before = fitted.model_.state_dict()["head.weight"].copy()
     assert (fitted.partial_fit(X, y).model_.state_dict()["head.weight"] != before).any()
 
 
-def test_early_stopping_goes_back_to_the_best_weights(data):
-    model = fit(data, early_stopping=True, patience=3, epochs=60, validation_fraction=0.3)
+@each_device
+def test_early_stopping_goes_back_to_the_best_weights(data, device):
+    model = fit(data, device=device, early_stopping=True, patience=3, epochs=60, validation_fraction=0.3)
     val = model.history_["val_accuracy"]
     assert len(val) < 60 and len(val) - 1 - int(np.argmax(val)) == 3
 
@@ -117,14 +120,15 @@ def test_starting_from_and_learning_from_another_model(data):
     )
     student = fit((X, np.roll(y, 1)), distill_from=teacher, epochs=25)  # the labels are wrong, the teacher is right
     assert student.score(X, y) > 0.9
-    with pytest.raises(ValueError, match="same dim"):
+    with pytest.raises(ValueError, match=r"has dim=16, and dim=8 was given: leave it out"):
         fit(data, init_from=teacher, dim=8)
     with pytest.raises(ValueError, match="other classes"):
         fit((X, y + 1), distill_from=teacher)
 
 
-def test_pickle_keeps_the_predictions(data):
-    model = fit(data)
+@each_device
+def test_pickle_keeps_the_predictions(data, device):
+    model = fit(data, device=device)
     copy = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(copy.decision_function(data[0]), model.decision_function(data[0]))
     copy.partial_fit(*data)

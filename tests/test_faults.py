@@ -13,8 +13,8 @@ import pytest
 from test_io import mutate
 from test_resume import Cut, cut, damage, files_in, fit, make_data, original, result
 
+from tinybitvit import ViT, nn
 from tinybitvit import functional as F
-from tinybitvit import nn
 from tinybitvit.files import CheckpointError
 from tinybitvit.optim import SGD
 from tinybitvit.train import Checkpoints, Progress, Trainer
@@ -204,6 +204,39 @@ def test_a_diverging_vit_names_a_layer_and_keeps_its_checkpoint(data, tmp_path):
     with pytest.raises(FloatingPointError, match=r"first in (blocks\.0|embed|norm|head)"):
         fit(data, tmp_path, lr=1e25, bits=32)
     assert files_in(tmp_path), "from before the loss was lost"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_updates_whose_loss_is_not_finite_can_be_skipped(data, capsys):
+    """The bad batches leave no trace in weights, moments and history, and they are counted."""
+    X, y = data
+    bad, calls = {3, 4, 9}, iter(range(10**6))
+
+    def spoil(X, rng):
+        return X * np.inf if next(calls) in bad else X
+
+    model = ViT(dim=8, depth=1, heads=2, epochs=3, batch_size=16, augment=spoil, on_nan="skip", random_state=0)
+    model.fit(X, y)
+    assert np.isfinite(model.history_["loss"]).all() and np.isfinite(model.decision_function(X)).all()
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    assert sum(int(line.split()[0]) for line in skipped) == 3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_skipping_ends_where_nothing_else_is_left(rng):
+    model = nn.Linear(4, 3, rng=rng)
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), on_nan="skip")
+    x, y, before = rng.standard_normal((6, 4)), np.arange(6) % 3, model.weight.data.copy()
+    for _ in range(10):
+        assert np.isnan(trainer.step(x * np.nan, y))
+    trainer.step(x, y)  # a good one starts the count anew
+    assert (model.weight.data != before).any()
+    for _ in range(10):
+        trainer.step(x * np.nan, y)
+    with pytest.raises(FloatingPointError, match="loss became nan"):
+        trainer.step(x * np.nan, y)
+    with pytest.raises(ValueError, match="on_nan must be 'stop' or 'skip', not 'ignore'"):
+        Trainer(model, on_nan="ignore")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

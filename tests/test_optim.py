@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from devices import each_run, fetch, send
 
 from tinybitvit import Tensor, optim
 from tinybitvit.models import VisionTransformer
@@ -13,19 +14,18 @@ from tinybitvit.optim import SGD, AdamW, WarmupCosine, clip_grad_norm, decay_gro
 
 SHAPES = [(7, 5), (5,), (1, 3, 4), (), (1,), (64, 9)]
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6}
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
-def parameters(rng, shapes=SHAPES, dtype="float64"):
-    """The same random weights as our Parameters and as torch's."""
+def parameters(rng, shapes=SHAPES, dtype="float64", device="cpu"):
+    """The same random weights as our Parameters, on the device, and as torch's."""
     arrays = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-    return [Parameter(a.copy()) for a in arrays], [torch.nn.Parameter(torch.tensor(a)) for a in arrays]
+    return [Parameter(send(a.copy(), device)) for a in arrays], [torch.nn.Parameter(torch.tensor(a)) for a in arrays]
 
 
 def set_gradients(rng, ours, theirs=(), size=1.0):
     gradients = [np.asarray(size * rng.standard_normal(p.shape), p.dtype) for p in ours]
     for p, g in zip(ours, gradients, strict=True):
-        p.grad = g
+        p.grad = send(g, p.device)
     for p, g in zip(theirs, gradients, strict=bool(theirs)):
         p.grad = torch.tensor(g)
 
@@ -34,7 +34,7 @@ def assert_equal_weights(ours, theirs, steps=1):
     for i, (p, t) in enumerate(zip(ours, theirs, strict=True)):
         expected = t.detach().numpy()
         assert p.data.dtype == expected.dtype and p.shape == expected.shape
-        error = np.abs(p.data - expected).max() / max(np.abs(expected).max(), 1)
+        error = np.abs(fetch(p.data) - expected).max() / max(np.abs(expected).max(), 1)
         assert error <= steps * TOLERANCE[expected.dtype.name], f"parameter {i}: off by {error:.3g}"
 
 
@@ -50,21 +50,21 @@ def train_both(rng, ours, theirs, optimizer, reference, steps=50):
 # --- against torch ----------------------------------------------------------------------------------------------------
 
 
-@DTYPES
+@each_run
 @pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
-def test_sgd(momentum, nesterov, weight_decay, dtype, rng):
+def test_sgd(momentum, nesterov, weight_decay, dtype, device, rng):
     options = {"lr": 0.01, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-    ours, theirs = parameters(rng, dtype=dtype)
+    ours, theirs = parameters(rng, dtype=dtype, device=device)
     train_both(rng, ours, theirs, SGD(ours, **options), torch.optim.SGD(theirs, **options))
 
 
-@DTYPES
+@each_run
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95), (0.0, 0.5)])
 @pytest.mark.parametrize("weight_decay, eps", [(0.0, 1e-8), (0.01, 1e-8), (0.1, 1e-3)])
-def test_adamw(betas, weight_decay, eps, dtype, rng):
+def test_adamw(betas, weight_decay, eps, dtype, device, rng):
     options = {"lr": 3e-3, "betas": betas, "weight_decay": weight_decay, "eps": eps}
-    ours, theirs = parameters(rng, dtype=dtype)
+    ours, theirs = parameters(rng, dtype=dtype, device=device)
     train_both(rng, ours, theirs, AdamW(ours, **options), torch.optim.AdamW(theirs, **options))
 
 
@@ -361,21 +361,21 @@ def test_schedule_refuses_impossible_lengths(total, warmup, rng):
 # --- clipping ---------------------------------------------------------------------------------------------------------
 
 
-@DTYPES
+@each_run
 @pytest.mark.parametrize("max_norm", [1e-3, 1.0, 20.0, 1e6])
-def test_clip_grad_norm(max_norm, dtype, rng):
-    ours, theirs = parameters(rng, dtype=dtype)
+def test_clip_grad_norm(max_norm, dtype, device, rng):
+    ours, theirs = parameters(rng, dtype=dtype, device=device)
     set_gradients(rng, ours, theirs)
     ours[1].grad = theirs[1].grad = None
     norm = clip_grad_norm(ours, max_norm)
     expected = float(torch.nn.utils.clip_grad_norm_(theirs, max_norm))
-    assert norm == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-13)
+    assert float(norm) == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 1e-13)
     for p, t in zip(ours, theirs, strict=True):
         if p.grad is None:
             assert t.grad is None
         else:
             assert p.grad.dtype == dtype
-            assert np.allclose(p.grad, t.grad.numpy(), rtol=1e-6 if dtype == "float32" else 1e-12, atol=0)
+            assert np.allclose(fetch(p.grad), t.grad.numpy(), rtol=1e-6 if dtype == "float32" else 1e-12, atol=0)
     assert math.sqrt(sum(float((p.grad**2).sum()) for p in ours if p.grad is not None)) <= max(max_norm, 1e-3) * 1.0001
 
 

@@ -1,23 +1,21 @@
-"""The README's promises: its example runs, its quotation is the source, its commands and files exist."""
+"""The README's promises: its example runs, its quotation is the source, its sizes are those of files.
+
+Its commands and links are tested with those of all pages, in test_docs.py.
+"""
 
 import inspect
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tinybitvit.cli import build_parser
 from tinybitvit.ops import OPS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
-COMMANDS = [
-    line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
-]
 
 
 def test_the_example_learns_the_digits(tmp_path):
@@ -32,16 +30,6 @@ def test_the_example_learns_the_digits(tmp_path):
 def test_the_quotation_is_the_source():
     quoted = next(block for block in PYTHON if block.startswith("class Softmax"))
     assert quoted.strip() == inspect.getsource(OPS["softmax"]).strip()
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("tinybitvit")])
-def test_commands_parse(command):
-    build_parser().parse_args(shlex.split(command)[1:])
-
-
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
 
 
 def test_the_sizes_are_those_of_files(tmp_path):

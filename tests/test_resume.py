@@ -422,13 +422,13 @@ def comparable(results):
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_study_goes_on(at, monkeypatch, tmp_path):
-    """Cut in the first model, and in the second one, whose predecessor is trained again: it took less than a minute."""
-    monkeypatch.setattr(study, "figures", lambda *arguments: [])
+    """Cut in the first model, and in the second one."""
+    monkeypatch.setattr("tinybitvit.study.pictures.figures", lambda *arguments: [])
     cut(monkeypatch, at, KeyboardInterrupt)
     first = study.run_study("digits", [32, 1], out=tmp_path / "a", **SMALL)
     assert first["interrupted"]
     monkeypatch.setattr(Progress, "count", original)
-    with pytest.raises(ValueError, match=r"checkpoints-\d+ holds the checkpoints of a run: resume it, or delete"):
+    with pytest.raises(ValueError, match="holds an unfinished study: resume it, or delete"):
         study.run_study("digits", [32, 1], out=tmp_path / "a", **SMALL)
     resumed = study.run_study("digits", [32, 1], out=tmp_path / "a", resume=True, **SMALL)
     assert not resumed["interrupted"] and not list((tmp_path / "a").glob("checkpoint*"))

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import tinybitvit as tb
 from tinybitvit import report, study
 from tinybitvit.data import DataError, Dataset
 from tinybitvit.files import CheckpointError
 from tinybitvit.train import loop
 
+TRAIN_MODEL = "tinybitvit.study.run.train_model"
 TINY = {"dim": 16, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_size": 40}
 FORM = ["bits", "accuracy", "precision", "recall", "f1", "parameters", "weight_bytes", "seconds", "confusion_matrix"]
 
@@ -30,7 +32,7 @@ def done(tmp_path_factory):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(study, "figures", lambda *arguments: [])
+    monkeypatch.setattr("tinybitvit.study.pictures.figures", lambda *arguments: [])
 
 
 def results_in(folder):
@@ -43,11 +45,11 @@ def results_in(folder):
 def test_results_have_the_promised_form(done):
     folder, results = done
     assert results == results_in(folder)
-    assert {k: results[k] for k in ("dataset", "train_size", "test_size", "seed")} == {
+    assert {k: results[k] for k in ("dataset", "train_size", "test_size", "seeds")} == {
         "dataset": "digits",
         "train_size": 60,
         "test_size": 40,
-        "seed": 3,
+        "seeds": [3],
     }
     assert [model["bits"] for model in results["models"]] == [32, 1.58, 1] and not results["interrupted"]
     for model in results["models"]:
@@ -74,25 +76,40 @@ def test_bytes_are_counted_in_full(done):
     dim, hidden, patch, tokens, classes = 16, 32, 4, 16, 10
     linears = {"qkv": (3 * dim, dim), "proj": (dim, dim), "fc1": (hidden, dim), "fc2": (dim, hidden)}
     weights, rows = sum(out * k for out, k in linears.values()), sum(out for out, _ in linears.values())
+    per_byte = {1.58: 5, 1: 8}  # as in a file
     other = rows + 4 * dim + (patch * dim + dim + tokens * dim) + 2 * dim + (dim * classes + classes)
     sub_norms = dim + hidden
-    full, ternary, binary = done[1]["models"]
+    full, *low = done[1]["models"]
     assert full["parameters"] == weights + other and full["weight_bytes"] == 4 * full["parameters"]
-    for model, per_byte in ((ternary, 4), (binary, 8)):
+    for model in low:
+        packed = sum(out * -(-k // per_byte[model["bits"]]) for out, k in linears.values())
         assert model["parameters"] == weights + other + sub_norms
-        assert model["weight_bytes"] == weights // per_byte + 4 * (rows + other + sub_norms)
+        assert model["weight_bytes"] == packed + 4 * (rows + other + sub_norms)
         assert model["effective_bits"] == pytest.approx(8 * model["weight_bytes"] / model["parameters"])
 
 
 def test_pictures_are_files_and_in_the_page(done):
     folder, _ = done
-    names = {"results.json", "report.html", "try.html", "loss.png", "confusion.png", "attention.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {"loss.png", "confusion.png", "attention.png"}
+    pages = {"results.json", "report.html", "try.html"}
+    assert {path.name for path in folder.iterdir()} == names | pages | {"models"}
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for name in names - {"results.json", "report.html", "try.html"}:
+    for name in names:
         with Image.open(folder / name) as image:
             assert image.format == "PNG" and min(image.size) > 300
     assert page.count("src='data:image/png;base64,") == page.count("<img") == 3
+
+
+def test_models_are_kept_in_files(done):
+    """Full where bits=32, packed below: they predict what results.json counts."""
+    folder, results = done
+    data = study.load_data("digits", 60, 40, seed=3)
+    y = np.array(data.classes)[data.y_test]
+    for name in ("32-bits", "1.58-bits", "1-bit"):
+        model = tb.load(folder / "models" / f"{name}-seed-3.safetensors")
+        found = next(m for m in results["models"] if m["bits"] == model.bits)
+        assert (model.predict(data.X_test) == y).mean() == found["accuracy"]
+        assert bool(model.model_.config["layout"]) == (model.bits != 32)
 
 
 class Page(HTMLParser):
@@ -126,12 +143,13 @@ def test_page_is_well_formed_and_asks_for_nothing(done):
     assert "prefers-color-scheme: dark" in text
     assert {"1.58 bits", "1 bit", "Confusion matrices", "digits"} <= {t.strip() for t in page.texts} | {"digits"}
     for model in done[1]["models"]:
-        assert f"{100 * model['accuracy']:.2f}" in page.texts and f"{model['weight_bytes']:,}" in page.texts
+        score = f"{100 * model['accuracy']:.2f} ±"
+        assert any(text.startswith(score) for text in page.texts) and f"{model['weight_bytes']:,}" in page.texts
 
 
 def test_table_for_the_terminal(done):
     lines = report.text_table(done[1]).splitlines()
-    assert lines[0].split()[:3] == ["model", "accuracy", "precision"] and set(lines[1]) == {"-"}
+    assert lines[0].split()[:3] == ["model", "accuracy", "gap"] and set(lines[1]) == {"-"}
     assert [line.split("  ")[0].strip() for line in lines[2:5]] == ["32 bits", "1.58 bits", "1 bit"]
     assert len({len(line) for line in lines[:5]}) == 1
 
@@ -203,8 +221,6 @@ def test_seed_decides_split_and_images():
     assert not (first.X_train == other.X_train).all()
     with pytest.raises(ValueError, match="seed must lie in"):
         study.load_data("digits", seed=-1)
-    with pytest.raises(ValueError, match="image-size is for folders"):
-        study.load_data("digits", image_size=8)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +279,10 @@ def test_ctrl_c_reports_what_is_done(epoch, epochs_of_models, no_figures, monkey
     if epochs_of_models:
         assert results_in(tmp_path / "out") == results
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    reported = {"results.json", "report.html", "try.html"} if epochs_of_models else set()
-    assert files == reported | {"checkpoints-32" if epoch < 3 else "checkpoints-1"}
+    reported = {"results.json", "report.html", "try.html", "models"} if epochs_of_models else set()
+    assert files == reported | {"checkpoints"}
+    current = "32-bits-seed-0" if epoch < 3 else "1-bit-seed-0"
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == [current]
     assert ("32 bits*" in capsys.readouterr().out) == (epoch == 2)
 
 
@@ -281,12 +299,14 @@ def full_disk(monkeypatch, after):
 
 
 def test_full_disk_costs_no_finished_result(monkeypatch, tmp_path, capsys):
-    full_disk(monkeypatch, after=3)  # the trial, the first model, then full
+    full_disk(monkeypatch, after=4)  # the trial, the first model and its results, then full
     with pytest.raises(CheckpointError, match=r"cannot write .*results.json: No space left on device"):
         study.run_study("digits", [32, 1.58, 1], out=tmp_path, **TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "models"}
     assert [model["bits"] for model in results_in(tmp_path)["models"]] == [32]
-    table = capsys.readouterr().out.partition("model  ")[2]
+    out = capsys.readouterr().out
+    assert "model not saved, the study goes on: cannot write" in out
+    table = out.partition("model  ")[2]
     assert "\n32 bits " in table and "\n1.58 bits " in table
 
 
@@ -298,7 +318,7 @@ def test_a_model_that_fails_costs_no_finished_result(no_figures, monkeypatch, tm
             raise FloatingPointError("the loss became nan")
         return train_model(data, bits=bits, **options)
 
-    monkeypatch.setattr(study, "train_model", diverging)
+    monkeypatch.setattr(TRAIN_MODEL, diverging)
     with pytest.raises(FloatingPointError):
         study.run_study("digits", [32, 1], out=tmp_path, **TINY)
     assert [model["bits"] for model in results_in(tmp_path)["models"]] == [32]
@@ -310,7 +330,7 @@ def no_training(*arguments, **options):
 
 
 def test_folder_is_tried_before_training(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "train_model", no_training)
+    monkeypatch.setattr(TRAIN_MODEL, no_training)
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OSError, match=r"cannot write into .*; choose another folder"):
@@ -322,7 +342,7 @@ def test_folder_is_tried_before_training(monkeypatch, tmp_path):
 
 
 def test_mistakes_leave_no_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "train_model", no_training)
+    monkeypatch.setattr(TRAIN_MODEL, no_training)
     for arguments in (("digits", [5]), ("no-such-data",), (tmp_path,)):
         with pytest.raises(ValueError):
             study.run_study(*arguments, out=tmp_path / "out")

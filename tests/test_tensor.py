@@ -1,11 +1,9 @@
 """Tensor: what it makes of its inputs, dtypes, operators, NumPy beside it, devices, and what it refuses."""
 
-import sys
-import types
-
 import numpy as np
 import pytest
 import torch
+from devices import each_gpu
 from op_cases import KeepWhere
 
 import tinybitvit as tb
@@ -314,27 +312,11 @@ def test_requires_grad_can_be_switched_on_leaves():
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fake_cupy(monkeypatch):
-    """A module in place of cupy, just enough for arrays of its class to count as arrays on a GPU."""
-
-    class DeviceArray:
-        def __init__(self, array):
-            self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
-
-        def get(self):
-            return self.array
-
-    module = types.ModuleType("cupy")
-    module.ndarray = DeviceArray
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    return module
-
-
+@each_gpu
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("sign", OPERATORS)
-def test_mixed_devices_are_refused(sign, swapped, fake_cupy):
-    here, there = Tensor(np.ones((2, 2))), Tensor(fake_cupy.ndarray(np.ones((2, 2))))
+def test_mixed_devices_are_refused(sign, swapped, device):
+    here, there = Tensor(np.ones((2, 2))), Tensor(np.ones((2, 2)), device=device)
     assert (here.device, there.device) == ("cpu", "cuda")
     a, b = (there, here) if swapped else (here, there)
     with pytest.raises(
@@ -343,8 +325,9 @@ def test_mixed_devices_are_refused(sign, swapped, fake_cupy):
         OPERATORS[sign](a, b)
 
 
-def test_mixed_devices_are_refused_by_functions_and_comparisons(fake_cupy):
-    here, there = Tensor(np.ones((2, 2))), Tensor(fake_cupy.ndarray(np.ones((2, 2))))
+@each_gpu
+def test_mixed_devices_are_refused_by_functions_and_comparisons(device):
+    here, there = Tensor(np.ones((2, 2))), Tensor(np.ones((2, 2)), device=device)
     for call in (
         lambda: F.linear(here, there),
         lambda: F.concatenate([here, here, there]),
@@ -356,11 +339,14 @@ def test_mixed_devices_are_refused_by_functions_and_comparisons(fake_cupy):
             call()
 
 
-def test_moving_to_the_cpu(fake_cupy):
-    there = Tensor(fake_cupy.ndarray(np.ones(2)), requires_grad=True)
+@each_gpu
+def test_moving_there_and_back(device):
+    there = Tensor([1.0, 2.0], requires_grad=True, device=device)
+    assert there.device == "cuda" and there.to("cuda") is there and "device='cuda'" in repr(there)
     here = there.to("cpu")
-    assert here.device == "cpu" and here.requires_grad and here.data.tolist() == [1.0, 1.0]
-    assert there.numpy() is there.data.get()
+    assert here.device == "cpu" and here.requires_grad and here.data.tolist() == [1.0, 2.0]
+    assert type(there.numpy()) is np.ndarray and there.numpy().tolist() == [1.0, 2.0]
+    assert (there * 2).to("cpu").data.tolist() == [2.0, 4.0]
 
 
 def test_cuda_without_a_gpu_says_why(monkeypatch):

@@ -6,8 +6,11 @@ name. Straight-through estimators are written the usual way, `w + (q(w) - w).det
 
 import numpy as np
 import torch
+from devices import fetch, send, slack
 from torch import nn
 from torch.nn import functional as F
+
+from tinybitvit import Tensor, backend
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5}  # of the largest element of an array
 
@@ -27,7 +30,7 @@ def randomize(module, rng, dtype="float64"):
 
 def copy_weights(module, reference):
     """Put the weights of a TinyBitViT module into the torch module with the same names; returns the latter."""
-    state = {name: torch.tensor(p.data) for name, p in module.named_parameters()}
+    state = {name: torch.tensor(fetch(p.data)) for name, p in module.named_parameters()}
     reference.to(next(iter(state.values())).dtype).load_state_dict(state)
     return reference
 
@@ -35,33 +38,33 @@ def copy_weights(module, reference):
 def assert_close(actual, expected, what="", tolerance=None):
     """Same shape and dtype, no element further off than `tolerance` of the largest (or of 0.01, where all cancel)."""
     expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
+    actual, rounding = fetch(actual), slack(backend.device_of(actual))
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, torch has {expected.shape}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, torch has {expected.dtype}"
     if expected.size:
         tolerance = TOLERANCE[expected.dtype.name] if tolerance is None else tolerance
-        allowed = tolerance * max(float(np.abs(expected).max()), 0.01)
+        allowed = rounding * tolerance * max(float(np.abs(expected).max()), 0.01)
         error = float(np.abs(actual - expected).max())
         assert error <= allowed, f"{what}: off by {error:.3g}, allowed {allowed:.3g}"  # a NaN fails, too
 
 
-def compare(module, reference, x, rng, tolerance=None):
+def compare(module, reference, x, rng, tolerance=None, device="cpu"):
     """Equal output and, for one random upstream gradient, equal gradients of the input and of every parameter.
 
-    module: of TinyBitViT, reference: its torch counterpart (gets the weights copied); x: array.
+    module: of TinyBitViT, moved to the device; reference: its torch counterpart (gets the weights copied); x: array.
     """
-    from tinybitvit import Tensor
-
     copy_weights(module, reference)
     kept = x.copy()
-    ours, theirs = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    ours, theirs = Tensor(x, requires_grad=True, device=device), torch.tensor(x, requires_grad=True)
+    module.to(device)
     y, expected = module(ours), reference(theirs)
     assert_close(y.data, expected, "output", tolerance)
     g = rng.standard_normal(y.shape).astype(y.dtype)
     module.zero_grad()
     reference.zero_grad()
-    y.backward(g)
+    y.backward(send(g, device))
     expected.backward(torch.tensor(g))
-    assert (x == kept).all(), "the input was changed in place"
+    assert (fetch(ours.data) == kept).all(), "the input was changed in place"
     assert_close(ours.grad, theirs.grad, "gradient of the input", tolerance)
     gradients = {name: p.grad for name, p in reference.named_parameters()}
     for name, p in module.named_parameters():

@@ -1,5 +1,6 @@
 from . import autograd as autograd
 from . import backend as backend
+from . import course as course
 from . import data as data
 from . import distributed as distributed
 from . import functional as functional

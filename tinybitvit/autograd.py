@@ -145,6 +145,7 @@ def output_gradient(output, g):
             )
         return backend.array_module(data).ones_like(data)
     g = g.data if hasattr(g, "requires_grad") else backend.as_array(g, like=data)
+    backend.array_module(g, data)  # refuses to mix devices
     if g.shape != data.shape:
         raise ValueError(
             f"the gradient passed to backward has shape {g.shape}, the Tensor {data.shape}; they must be equal"

@@ -6,13 +6,16 @@ operations receive it as `ctx.xp`, so the same text runs on either device. All r
 """
 
 import importlib.util
+import os
 import sys
 import threading
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 
+OLDEST_CUPY = 14  # the first with `bitwise_count`
 CUPY_INSTALL = 'pip install "cupy-cuda13x[ctk]" (driver for CUDA 13) or "cupy-cuda12x[ctk]" (CUDA 12)'
 
 # Aliases for the device-blind layers (nn, quant), which must not import numpy themselves.
@@ -50,21 +53,70 @@ def cuda_problem():
     """None where a CUDA device works (one kernel and one matmul are run), else one sentence that names the cause."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: {CUPY_INSTALL}"
+    try:
+        import cupy
+    except Exception as error:  # a broken installation raises whatever its innermost import raises
+        return f"CuPy is installed but cannot be imported ({_one_line(error)}): reinstall it, {CUPY_INSTALL}"
+    if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
+        return f"CuPy {cupy.__version__} is too old, {OLDEST_CUPY} is needed: {CUPY_INSTALL}"
+    return _device_problem(cupy.cuda.runtime) or _library_problem(cupy)
+
+
+def _device_problem(runtime):
+    """Why no device can be reached, or None."""
+    try:
+        if runtime.getDeviceCount():
+            return None
+        error = "none was found"
+    except RuntimeError as raised:
+        error = _one_line(raised)
+    if (driver := runtime.driverGetVersion()) == 0:
+        return "CuPy is installed, but no NVIDIA driver was found on this machine"
+    if "InsufficientDriver" in error:
+        has, needs = _cuda_version(driver), _cuda_version(runtime.runtimeGetVersion())
+        return (
+            f"the NVIDIA driver is too old (it knows CUDA {has}, this CuPy is made for {needs}):"
+            f" update the driver, or install another CuPy, {CUPY_INSTALL}"
+        )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    where = "" if hidden is None else f"; CUDA_VISIBLE_DEVICES={hidden!r} may hide it"
+    return f"the NVIDIA driver works, but no GPU can be reached ({error}){where}"
+
+
+def _library_problem(cupy):
+    """Why kernels cannot be compiled (NVRTC) or matrices multiplied (cuBLAS), or None: `is_available` tells neither."""
+    library, last = "NVRTC", ""
+    try:
+        a = cupy.ones((2, 2), dtype="float32") + 1
+        cupy.cuda.runtime.deviceSynchronize()
+        library = "cuBLAS"
+        if float((a @ a).sum()) == 32.0:
+            return None
+        last = "it gave a wrong product"
+    except Exception as error:  # each library, and the device itself, has its own class of errors
+        last = _one_line(error)
+    work = "compile a kernel" if library == "NVRTC" else "multiply matrices"
+    return f"CuPy cannot {work} ({last}): {library} is missing or does not work; {CUPY_INSTALL} brings it"
+
+
+def _cuda_version(number):
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def cuda_info():
+    """(name, text) pairs on the GPU in use and the libraries that drive it."""
     import cupy
 
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except RuntimeError as error:
-        if cupy.cuda.runtime.driverGetVersion() == 0:
-            return "CuPy is installed, but no NVIDIA driver was found on this machine"
-        return f"the NVIDIA driver is too old for this CuPy, update the driver ({error})"
-    try:
-        a = cupy.ones((2, 2), dtype="float32")
-        if float((a @ a + 1).sum()) != 12.0:
-            return "a matmul on the GPU gave a wrong result"
-    except Exception as error:  # NVRTC, cuBLAS or the device itself: each has its own error class
-        return f"CuPy cannot run a kernel ({error}); reinstall it with its CUDA libraries: {CUPY_INSTALL}"
-    return None
+    runtime = cupy.cuda.runtime
+    gpu = runtime.getDeviceProperties(runtime.getDevice())
+    name, memory = gpu["name"].decode(), gpu["totalGlobalMem"] / 2**30
+    driver, cuda = (_cuda_version(v) for v in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    yield "GPU", f"{name}, compute capability {gpu['major']}.{gpu['minor']}, {memory:.1f} GiB"
+    yield "cupy", f"{cupy.__version__}, made for CUDA {cuda}; the driver knows CUDA {driver}"
 
 
 def resolve_device(device):
@@ -80,6 +132,14 @@ def resolve_device(device):
     if device == "cuda" and problem:
         raise RuntimeError(f"device 'cuda' is not usable: {problem}")
     return "cpu" if problem else "cuda"
+
+
+def auto_note():
+    """What device='auto' chose, as a line to print; None where there was no choice, because CuPy is not installed."""
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    problem = cuda_problem()
+    return f"device: cpu, not cuda: {problem}" if problem else "device: cuda"
 
 
 def to_device(array, device):
@@ -99,6 +159,37 @@ def to_numpy(array):
     return array.get() if _is_device_array(array) else np.asarray(array)
 
 
+def to_host(arrays):
+    """NumPy arrays of the given arrays; those on a GPU come in one transfer, since each one waits for the GPU."""
+    away = [a for a in arrays if _is_device_array(a)]
+    if not away:
+        return list(arrays)
+    raw = array_module(*away).concatenate([a.ravel().view("uint8") for a in away]).get()
+    ends = accumulate(a.nbytes for a in away)
+    parts = (raw[end - a.nbytes : end].copy().view(a.dtype).reshape(a.shape) for a, end in zip(away, ends, strict=True))
+    return [next(parts) if _is_device_array(a) else a for a in arrays]
+
+
+def as_index(index, array):
+    """An index with its lists and host arrays sent to the device of `array`, checked: a GPU wraps what is out of range.
+
+    Returned as it is where the array is on the CPU.
+    """
+    if not _is_device_array(array):
+        return index
+    parts = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(part, (list, np.ndarray)) for part in parts):
+        return index
+    if not any(_is_device_array(part) for part in parts):
+        np.broadcast_to(np.False_, array.shape)[index]
+    sent = tuple(_sent_index(part) if isinstance(part, (list, np.ndarray)) else part for part in parts)
+    return sent if isinstance(index, tuple) else sent[0]
+
+
+def _sent_index(part):
+    return to_device(np.asarray(part, dtype=None if len(part) else int), "cuda")
+
+
 def as_array(value, dtype=None, like=None):
     """An array from nested lists, scalars or arrays, on the device of `like` (default: where it is, else the CPU)."""
     if _is_device_array(value) or isinstance(value, np.ndarray):
@@ -115,12 +206,15 @@ def as_array(value, dtype=None, like=None):
 BLOCK = 2**18
 
 
-def row_blocks(shape):
-    """Slices that cut the rows of a (rows, columns) array into blocks of about BLOCK elements.
+def row_blocks(shape, xp=np):
+    """Slices that cut the rows of a (rows, columns) array of a module into blocks of about BLOCK elements.
 
-    A chain of elementwise operations on a block needs temporaries of its size only, found in the cache.
+    A chain of elementwise operations on a block needs temporaries of its size only, found in the cache. On a GPU one
+    block holds all rows: it has no such cache, and every operation costs the start of a kernel.
     """
     rows, columns = shape
+    if xp is not np:
+        return [slice(0, rows)] if rows else []
     step = max(1, BLOCK // max(columns, 1))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 

@@ -1,21 +1,31 @@
-"""The command `tinybitvit`: study, train, predict, attention, inspect, export, doctor, profile.
+"""The command `tinybitvit`: study, train, predict, attention, inspect, export, course, doctor, profile.
 
 What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
 """
 
 import argparse
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from . import __version__
+from .arguments import (
+    BAD_INPUT,
+    DATA_HELP,
+    Parser,
+    add_study_arguments,
+    add_training_arguments,
+    bit_width,
+    command_line,
+    count,
+    data_arguments,
+    model_arguments,
+)
+from .course.commands import add_course
 
-DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
 EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
 EXPORT_HELP = (
     "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed;"
@@ -23,20 +33,13 @@ EXPORT_HELP = (
 )
 # What a user can cause or mend: one sentence instead of a traceback. Anything else is a bug and shows where.
 ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
-        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status: 0, 1 (a check failed), 2 (bad input) or 130 (stopped by Ctrl-C)."""
     args = build_parser().parse_args(argv)
+    args.words = sys.argv[1:] if argv is None else argv
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # nobody waits for news of its font cache on stderr
     try:
         status = args.command(args)
@@ -72,19 +75,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     p = add(commands, study, "train the same ViT at several bit widths and compare them in a report")
-    p.add_argument(
-        "dataset", metavar="DATASET", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)"
-    )
-    p.add_argument(
-        "--bits",
-        nargs="+",
-        type=bit_width,
-        default=[32, 1.58, 1],
-        help="bit widths of the weights (default: 32 1.58 1)",
-    )
-    p.add_argument(
-        "--out", metavar="DIR", help="folder for report.html, results.json and figures (default: study-DATASET)"
-    )
+    add_study_arguments(p)
     add_training_arguments(p)
 
     p = add(commands, train, "train one model and save it")
@@ -97,7 +88,11 @@ def build_parser() -> Parser:
     add_training_arguments(p)
 
     add_model_commands(commands)
-    add(commands, doctor, "print versions and device, and check every operation on this machine")
+    add_course(commands)
+    p = add(commands, doctor, "print versions and device, and check every operation on this machine")
+    p.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="cuda: compare every calculation with the CPU"
+    )
     p = add(commands, profile, "show where a training step spends its time, beside its matrix products alone")
     p.add_argument("--bits", type=bit_width, default=32, help="bit width of the weights (default: %(default)s)")
     for name, size in (("dim", 192), ("depth", 6), ("heads", 3), ("image-size", 32), ("patch-size", 4), ("batch", 64)):
@@ -144,82 +139,23 @@ def add(commands, command, text: str) -> Parser:
     return p
 
 
-def count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-MODEL_OPTIONS = {
-    "epochs": (count, "passes over the training images"),
-    "batch_size": (count, "images in one update"),
-    "lr": (positive, "peak learning rate"),
-    "dim": (count, "channels of a token"),
-    "depth": (count, "number of blocks"),
-    "heads": (count, "attention heads in a block"),
-    "mlp_ratio": (positive, "width of the MLP divided by dim"),
-    "patch_size": (count, "side of a patch in pixels"),
-}
-
-
-def add_training_arguments(p: Parser) -> None:
-    p.add_argument(
-        "--train-size", type=count, metavar="N", help="train on N images, classes in proportion (default: all)"
-    )
-    p.add_argument("--test-size", type=count, metavar="N", help="test on N images (default: all)")
-    p.add_argument("--image-size", type=count, metavar="N", help="stretch the images of a folder to N x N pixels")
-    p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
-    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
-    group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
-    for name, (kind, text) in MODEL_OPTIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    group.add_argument(
-        "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
-    )
-
-
-def bit_width(text: str) -> float:
-    """A bit width: 32 stays a whole number, 1.58 a fraction."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no bit width such as 32, 1.58 or 1; the data set comes first"
-        ) from None
-    return int(value) if value.is_integer() else value
-
-
-def data_arguments(args: argparse.Namespace) -> dict:
-    return {name: getattr(args, name) for name in ("train_size", "test_size", "seed", "image_size")}
-
-
-def model_arguments(args: argparse.Namespace) -> dict:
-    """Those that were given; the others have their defaults elsewhere."""
-    given = {name: getattr(args, name) for name in MODEL_OPTIONS if getattr(args, name) is not None}
-    return {**given, "device": args.device}
-
-
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def study(args: argparse.Namespace) -> int:
+    from . import study
     from .distributed import started
-    from .study import run_study
 
     if started():
         raise ValueError("a study runs in one process: start it without mpiexec, or train one model with `train`")
-    options = {**data_arguments(args), **model_arguments(args), **({"resume": True} if args.resume else {})}
-    results = run_study(args.dataset, args.bits, out=args.out, **options)
+    options = {**data_arguments(args), **model_arguments(args), "seeds": args.seeds, "jobs": args.jobs or 1}
+    options |= {"out": args.out, "resume": args.resume, "command": command_line(args.words)}
+    if args.sweep:
+        results = study.run_sweep(args.dataset, args.bits, args.widths, args.depths, **options)
+    elif args.widths or args.depths:
+        raise ValueError("--widths and --depths are for --sweep; one study has one --dim and one --depth")
+    else:
+        results = study.run_study(args.dataset, args.bits, **options)
     return INTERRUPTED if results["interrupted"] else 0
 
 
@@ -238,7 +174,7 @@ def train(args: argparse.Namespace) -> int:
 
 def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
-    from .study import PRESETS, load_data, measure, open_folder, train_model
+    from .study import load_data, measure, open_folder, preset, start_model, train_model
     from .train import delete_checkpoints
 
     out = Path(args.out)
@@ -249,7 +185,10 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
     print(data, flush=True)
-    options = {**PRESETS.get(args.dataset, {}), **model_arguments(args), "bits": args.bits, "random_state": args.seed}
+    options = {**preset(args.dataset, args.init_from), **model_arguments(args)}
+    options |= {"bits": args.bits, "random_state": args.seed}
+    if args.init_from is not None:
+        options["init_from"] = start_model(args.init_from)
     checkpoints = out.with_suffix(".checkpoints")
     model, seconds = train_model(data, checkpoints, args.resume, **options)
     if write:
@@ -320,7 +259,7 @@ def export(args: argparse.Namespace) -> int:
 def profile(args: argparse.Namespace) -> int:
     from .profiling import profile_step, report
 
-    sizes = {k: v for k, v in vars(args).items() if k != "command"}
+    sizes = {k: v for k, v in vars(args).items() if k not in ("command", "words")}
     print(report(profile_step(**sizes)))
     return 0
 
@@ -328,4 +267,4 @@ def profile(args: argparse.Namespace) -> int:
 def doctor(args: argparse.Namespace) -> int:
     from .doctor import run
 
-    return run()
+    return run(args.device)

@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import __version__, backend, gradcheck, models, ops, optim, quant
+from . import __version__, backend, gradcheck, models, ops, optim, parity, quant
 from .ops import Function
 from .quant import ste
 from .tensor import Tensor
@@ -20,11 +20,32 @@ SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 QUANTISERS = {"absmax": ("identity",), "nbit": ("identity", "clipped")}  # the others know every variant of ste.STE
 
 
-def run() -> int:
-    """Print the report; 0 if every check passed, else 1."""
+def run(device: str = "cpu") -> int:
+    """Print the report; 0 if every check passed, else 1.
+
+    device: 'cpu' checks every gradient there; 'cuda' compares every calculation on the GPU with the CPU.
+    """
     width = max(map(len, PACKAGES))
     for name, text in environment():
         print(f"{name:{width}}  {text}")
+    return on_device(device) if device != "cpu" else on_cpu()
+
+
+def on_device(name: str) -> int:
+    if reason := backend.cuda_problem():
+        print(f"\ndevice {name!r} is not usable: {reason}")
+        return 1
+    print("\nthe same numbers on the GPU and on the CPU, in float32: largest difference / largest number")
+    rows = list(parity.compare(name, operation_cases()))
+    for line in parity.table(rows):
+        print(line)
+    failed = sum(not row.passed for row in rows)
+    result = f"{failed} of {len(rows)} comparisons FAILED" if failed else f"all {len(rows)} comparisons passed"
+    print(f"{result}: please paste this whole text into an issue, whatever the result")
+    return 1 if failed else 0
+
+
+def on_cpu() -> int:
     print("\nself-check: gradients against finite differences in float64")
     results = {name: problem(check) for name, check in checks()}
     width = max(map(len, results))
@@ -53,6 +74,8 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "BLAS", blas()
     yield "cores", f"{cores()} for this process, {os.cpu_count()} in the machine"
     yield "device", device()
+    if backend.cuda_problem() is None:
+        yield from backend.cuda_info()
     for name in SLOWING:
         if name in os.environ:
             yield "note", f"{name}={os.environ[name]} is set and can halve the speed of NumPy: unset it"

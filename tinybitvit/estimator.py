@@ -1,34 +1,36 @@
 """tb.ViT: the Vision Transformer as a scikit-learn classifier."""
 
 import copy
-import math
-import os
+import inspect
 from functools import partial
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    check_random_state,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from . import backend, distributed
 from . import functional as F
 from .data import Loader, Normalize, make_augment
-from .data.images import auto_patch, check_finite, check_images, encode_labels, flat_shape
+from .data.images import auto_patch, encode_labels
+from .inputs import ImageClassifier
 from .io import load_classifier, save_classifier
-from .models import VisionTransformer, start_from
+from .models import VisionTransformer, shape_of, source_of, start_from
 from .ops.norm import softmax_array
-from .optim import AdamW, WarmupCosine, decay_groups
-from .train import Checkpoints, Trainer, check_options, describe_run, memory_advice, run, soft_targets
+from .optim import AdamW, decay_groups
+from .train import (
+    Checkpoints,
+    Stages,
+    Trainer,
+    check_options,
+    describe_run,
+    find_recipe,
+    memory_advice,
+    run,
+    soft_targets,
+)
 
 
-class ViT(ClassifierMixin, BaseEstimator):
+class ViT(ImageClassifier):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
     X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
@@ -44,22 +46,27 @@ class ViT(ClassifierMixin, BaseEstimator):
     epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction
         `warmup` of all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all
         classes.
-    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function (X, rng)
-    -> X.
+    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function
+        (X, rng) -> X.
     distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes).
     init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
-        every weight whose name and shape fit is taken over.
+        its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits.
+    recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
+        papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
+        (without a teacher: the labels, in two stages); or a `tb.train.Recipe`. docs/results compares them.
     early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
         of X kept aside, and go back to the best weights.
+    on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
     device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for
-    bit.
+        bit.
     verbose : 1 prints a line per epoch, 0 nothing.
 
     Attributes
     ----------
     classes_ (labels in the order of the outputs), model_ (the `VisionTransformer`), history_ (dict of lists: loss,
-    accuracy, val_loss, val_accuracy, lr, seconds; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times
-    channels), image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
+    accuracy, val_loss, val_accuracy, lr, seconds, and for low bits flip_rate, zero_share and distance, see
+    `tb.train.code_diagnostics`; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times channels),
+    image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
     """
 
     def __init__(
@@ -82,9 +89,11 @@ class ViT(ClassifierMixin, BaseEstimator):
         augment="auto",
         distill_from=None,
         init_from=None,
+        recipe=None,
         early_stopping=False,
         patience=10,
         validation_fraction=0.1,
+        on_nan="stop",
         device="auto",
         workers="auto",
         random_state=None,
@@ -107,9 +116,11 @@ class ViT(ClassifierMixin, BaseEstimator):
         self.augment = augment
         self.distill_from = distill_from
         self.init_from = init_from
+        self.recipe = recipe
         self.early_stopping = early_stopping
         self.patience = patience
         self.validation_fraction = validation_fraction
+        self.on_nan = on_nan
         self.device = device
         self.workers = workers
         self.random_state = random_state
@@ -136,10 +147,9 @@ class ViT(ClassifierMixin, BaseEstimator):
         elif eval_set is not None:
             eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
         loader = self._loader(X, codes, weight)
-        total = max(1, self.epochs * len(loader))
-        schedule = WarmupCosine(self._optimizer, total, warmup=min(total, round(self.warmup * total)))
+        schedule = self._stages(max(1, self.epochs * len(loader)))
         self.history_, self.interrupted_ = run(
-            self._trainer(),
+            self._trainer(schedule),
             loader,
             self.epochs,
             schedule=schedule,
@@ -149,8 +159,9 @@ class ViT(ClassifierMixin, BaseEstimator):
             verbose=self.verbose,
             checkpoints=checkpoints,
         )
+        schedule.finish()
         self.n_iter_ = len(self.history_["loss"])
-        self._optimizer = None  # twice the size of the weights, and only partial_fit could use it
+        self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
         return self
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -181,17 +192,31 @@ class ViT(ClassifierMixin, BaseEstimator):
     def _build(self, X, seed):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
-        self.normalize_ = Normalize.fit(X)
-        patch = auto_patch(self.image_shape_) if self.patch_size == "auto" else F.as_pair(self.patch_size)
-        same = ("dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
-        options = {name: getattr(self, name) for name in same}
+        start = self.init_from
+        self._recipe, self._teacher = (
+            find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup),
+            None,
+        )
+        if any(stage.learns != "labels" for stage in self._recipe.stages):
+            self._teacher = self._check_teacher().model_
+            start = self.distill_from if start is None else start
+        source = None if start is None else source_of(start, self.image_shape_[:2])
+        self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
+        options = {name: getattr(self, name) for name in NETWORK}
+        if source is not None:
+            options |= shape_of(source, {name: v for name, v in options.items() if v != DEFAULTS[name]})
+        elif self.patch_size == "auto":
+            options["patch_size"] = auto_patch(self.image_shape_)
         (*size, channels), classes = self.image_shape_, len(self.classes_)
-        self.model_ = VisionTransformer(tuple(size), patch, channels, classes, **options, rng=self._rng)
-        if self.init_from is not None:
-            start_from(self.model_, self._source())
+        options |= self._recipe.network
+        self.model_ = VisionTransformer(
+            tuple(size), **options, in_channels=channels, num_classes=classes, rng=self._rng
+        )
+        if source is not None:
+            start_from(self.model_, source)
         device = backend.resolve_device(self.device)
-        if self.verbose and self.device == "auto" and device == "cuda":
-            print("training on the GPU", flush=True)
+        if self.verbose and self.device == "auto" and (note := backend.auto_note()):
+            print(note, flush=True)
         self.model_.to(device)
         self._optimizer = self._make_optimizer()
 
@@ -200,14 +225,6 @@ class ViT(ClassifierMixin, BaseEstimator):
 
     def _start_random(self, seed):
         self._rng, self._optimizer = np.random.default_rng(seed), None
-
-    def _source(self):
-        source = self.init_from
-        if isinstance(source, (str, os.PathLike)):
-            from .models import from_pretrained
-
-            return from_pretrained(source, image_size=self.image_shape_[:2])
-        return getattr(source, "model_", source)
 
     def _make_optimizer(self):
         return AdamW(decay_groups(self.model_, self.weight_decay), lr=self.lr, betas=(0.9, 0.98))
@@ -223,17 +240,30 @@ class ViT(ClassifierMixin, BaseEstimator):
             sample_weight=weight,
         )
 
-    def _trainer(self):
-        loss = partial(F.cross_entropy, label_smoothing=self.label_smoothing)
-        return Trainer(self.model_, self._optimizer, loss, self.workers, rng=self._rng, group=distributed.current())
+    def _loss(self):
+        return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
 
-    def _targets(self):
+    def _stages(self, total):
+        return Stages(self.model_, self._optimizer, total, self._recipe, self._loss(), self._teacher)
+
+    def _trainer(self, objective=None):
+        options = {"rng": self._rng, "group": distributed.current(), "objective": objective}
+        options["on_nan"] = self.on_nan
+        return Trainer(self.model_, self._optimizer, self._loss(), self.workers, **options)
+
+    def _check_teacher(self):
         if self.distill_from is None:
-            return None
+            raise ValueError("this recipe learns from a teacher: give a fitted 32-bit ViT as distill_from")
         check_is_fitted(self.distill_from)
         if list(self.distill_from.classes_) != list(self.classes_):
             raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
-        return soft_targets(self.distill_from._trainer())
+        return self.distill_from
+
+    def _targets(self):
+        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher."""
+        if self.distill_from is None or self._teacher is not None:
+            return None
+        return soft_targets(self._check_teacher()._trainer())
 
     def _hold_out(self, X, codes, weight):
         rows, seed = np.arange(len(X)), int(self._rng.integers(2**31))
@@ -290,50 +320,9 @@ class ViT(ClassifierMixin, BaseEstimator):
 
         return to_html(self, path, X=X)
 
-    # --- checking -----------------------------------------------------------------------------------------------------
 
-    def _check_training_data(self, X, y, sample_weight, reset, classes=None):
-        if y is None:
-            raise ValueError("fit requires y to be passed, but the target y is None: pass one label per image")
-        y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        X = self._check_images(X, reset=reset)
-        if y.ndim != 1 or len(X) != len(y):
-            raise ValueError(f"X holds {len(X)} images but y has the shape {y.shape}; they need one label per image")
-        if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise ValueError("y contains NaN or inf; every image needs a label")
-        check_classification_targets(y)
-        if reset:
-            self.classes_ = np.unique(y if classes is None else np.asarray(classes))
-            if len(self.classes_) < 2:
-                raise ValueError("y holds only one class; a classifier needs images of at least two")
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=np.float32)
-        if weight is not None and (weight < 0).any():
-            raise ValueError("sample_weight must not be negative")
-        return X, encode_labels(y, self.classes_), weight
-
-    def _check_images(self, X, reset):
-        """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
-        if not hasattr(X, "shape"):
-            X = np.asarray(X)
-        if getattr(X, "ndim", None) in (3, 4):
-            X = check_images(np.asarray(X), None if reset else self.image_shape_)
-            if reset:
-                self.image_shape_ = X.shape[1:]
-                self.n_features_in_ = math.prod(self.image_shape_)
-        else:
-            X = validate_data(self, X, reset=reset, ensure_all_finite=False)
-            if reset:
-                self.image_shape_ = flat_shape(X.shape[1])
-            X = X.reshape(len(X), *self.image_shape_)
-        check_finite(X)
-        return X
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
+DEFAULTS = {name: p.default for name, p in inspect.signature(ViT).parameters.items()}
+NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
 
 def load(path, device="cpu"):

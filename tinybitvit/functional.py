@@ -219,7 +219,8 @@ def cross_entropy(logits, target, weight=None, label_smoothing=0.0):
     """Mean cross-entropy of logits (N, C) with class numbers (N,) or probabilities (N, C).
 
     weight: (N,) weights of the rows, the mean is weighted by them (PyTorch's `weight` is one per class). Raises
-    ValueError for class numbers outside 0..C-1.
+    ValueError for class numbers outside 0..C-1; on a GPU, where looking at them would take longer than the step, the
+    result is NaN instead.
     """
     return apply(OPS["cross_entropy"], logits, target, weight, label_smoothing=label_smoothing)
 

@@ -57,11 +57,12 @@ class FlatBuffer:
         return spans
 
     def chunks(self, spans):
-        """(data, grad, *slots) stretches of at most CHUNK elements."""
+        """(data, grad, *slots) stretches of at most CHUNK elements; on a GPU, which has no such cache, whole spans."""
         arrays = (self.data, self.grad, *self.slots)
+        size = CHUNK if backend.device_of(self.data) == "cpu" else self.data.size
         for span in spans:
-            for start in range(span.start, span.stop, CHUNK):
-                stretch = slice(start, min(start + CHUNK, span.stop))
+            for start in range(span.start, span.stop, size):
+                stretch = slice(start, min(start + size, span.stop))
                 yield [a[stretch] for a in arrays]
 
 
@@ -186,29 +187,48 @@ class WarmupCosine:
             )
         self.optimizer, self.total, self.warmup, self.final = optimizer, total, warmup, final
         self.peak = [g["lr"] for g in optimizer.param_groups]
-        self.last = -1
-        self.step()
+        self.resume(0)
 
     def factor(self, step):
         """The factor for the update with number `step`, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+        return warmup_cosine(step, self.total, self.warmup, self.final)
 
     def step(self):
-        self.last += 1
+        self.resume(self.last + 1)
+
+    def resume(self, last):
+        """Set the learning rates for the update after the `last`-th."""
+        self.last = last
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
-            group["lr"] = peak * self.factor(self.last)
+            group["lr"] = peak * self.factor(last)
+
+
+def warmup_cosine(step, total, warmup=0, final=0.0):
+    """A factor that rises linearly to 1 over `warmup` steps, then falls to `final` along half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def clip_grad_norm(parameters, max_norm):
-    """Scale all gradients by one factor so that their joint 2-norm is at most max_norm; returns the norm before."""
+    """Scale all gradients by one factor so that their joint 2-norm is at most max_norm; returns the norm before.
+
+    The norm is a number; on a GPU an array without axes, which nobody has to wait for.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(float((g * g).sum()) for g in grads))
-    if norm > max_norm:
-        for g in grads:
-            g *= max_norm / (norm + 1e-6)
+    squares = [(g * g).sum() for g in grads]
+    if not grads or backend.device_of(grads[0]) == "cpu":
+        norm = math.sqrt(sum(map(float, squares)))
+        if norm > max_norm:
+            for g in grads:
+                g *= max_norm / (norm + 1e-6)
+        return norm
+    xp = backend.array_module(*grads)
+    norm = xp.sqrt(sum(square.astype("float64") for square in squares))
+    factor = xp.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
+    for g in grads:
+        g *= factor.astype(g.dtype)
     return norm
 
 

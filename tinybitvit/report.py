@@ -3,32 +3,74 @@
 import base64
 import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
-Results = dict[str, Any]  # the content of results.json; see `study.run_study`
+Results = dict[str, Any]  # the content of results.json; see `tinybitvit.study`
 
-COLUMNS = ("model", "accuracy", "precision", "recall", "F1", "parameters", "bytes", "bits a weight", "seconds")
+COLUMNS = ("accuracy", "gap", "precision", "recall", "F1", "parameters", "bytes", "bits a weight", "seconds")
 
 
 def model_name(bits: float) -> str:
     return "1 bit" if bits == 1 else f"{bits:g} bits"
 
 
+def is_sweep(results: Results) -> bool:
+    """Whether the models differ in more than their bits."""
+    return len({(entry["dim"], entry["depth"]) for entry in results["summary"]}) > 1
+
+
+def entry_name(entry: Results, results: Results) -> str:
+    """The name of an entry of the summary."""
+    shape = f", {entry['dim']} x {entry['depth']}" if is_sweep(results) else ""
+    return model_name(entry["bits"]) + shape
+
+
+def columns(results: Results) -> list[str]:
+    """The head of the table; the gap is there where there is something to compare with."""
+    kept = [name for name in COLUMNS if name != "gap" or any(entry["gap"] for entry in results["summary"])]
+    return ["model", *kept]
+
+
 def rows(results: Results) -> list[list[str]]:
-    """A row of texts for every model, in the order of COLUMNS; scores in per cent."""
+    """A row of texts for every entry of the summary, in the order of `columns`; scores in per cent."""
     return [
         [
-            model_name(model["bits"]) + ("*" if model["interrupted"] else ""),
-            *(f"{100 * model[score]:.2f}" for score in ("accuracy", "precision", "recall", "f1")),
-            f"{model['parameters']:,}",
-            f"{model['weight_bytes']:,}",
-            f"{model['effective_bits']:.2f}",
-            f"{model['seconds']:.1f}",
+            entry_name(entry, results) + ("*" if entry["interrupted"] else ""),
+            in_per_cent(entry["accuracy"]),
+            *([in_per_cent(entry["gap"]) if entry["gap"] else ""] if "gap" in columns(results) else []),
+            *(in_per_cent(entry[score]) for score in ("precision", "recall", "f1")),
+            f"{entry['parameters']:,}",
+            f"{entry['weight_bytes']:,}",
+            f"{entry['effective_bits']:.2f}",
+            f"{entry['seconds']:.1f}",
         ]
-        for model in results["models"]
+        for entry in results["summary"]
+    ]
+
+
+def in_per_cent(score: dict[str, Any]) -> str:
+    """A mean, and half the width of its interval where there is one."""
+    text = f"{100 * score['mean']:.2f}"
+    return text if score["half_width"] is None else f"{text} ± {100 * score['half_width']:.2f}"
+
+
+def pareto_points(results: Results) -> list[dict[str, Any]]:
+    """The entries of the summary as `viz.plot_pareto` takes them."""
+    return [
+        {
+            "label": f"{entry['dim']} x {entry['depth']}",
+            "group": model_name(entry["bits"]),
+            "bytes": entry["weight_bytes"],
+            "accuracy": entry["accuracy"]["mean"],
+            "low": entry["accuracy"]["low"],
+            "high": entry["accuracy"]["high"],
+            "front": entry["front"],
+        }
+        for entry in results["summary"]
     ]
 
 
@@ -39,14 +81,42 @@ def notes(results: Results) -> list[str]:
         "Bytes: the whole model with its low-bit weights packed. Embeddings, norms, biases, scales and head stay in 32"
         " bits and are counted, so that bits a weight exceed the nominal width.",
     ]
-    if any(model["interrupted"] for model in results["models"]):
+    if "gap" in columns(results):
+        texts.append("Gap: points of accuracy below the 32-bit model of the same seed and shape.")
+    if len(results["seeds"]) > 1:
+        texts.append(
+            f"Means over {len(results['seeds'])} seeds; ±: half of the 95 % interval of the mean (Student's t)."
+        )
+    else:
+        texts.append(
+            f"±: half of the 95 % interval for a share of {results['test_size']:,} test images (Wilson); it says"
+            " nothing about other seeds."
+        )
+    if is_sweep(results):
+        front = [entry_name(entry, results) for entry in by_bytes(results) if entry["front"]]
+        texts.append(
+            f"Names are bits, width x depth. No other model has fewer bytes and at least the accuracy of"
+            f" {'; '.join(front)} (the Pareto front)."
+        )
+    if any(entry["interrupted"] for entry in results["summary"]):
         texts.append("* stopped by Ctrl-C before its last epoch.")
     return texts
 
 
+def by_bytes(results: Results) -> list[Results]:
+    return sorted(results["summary"], key=lambda entry: entry["weight_bytes"])
+
+
 def text_table(results: Results) -> str:
     """The table for a terminal, and what to know about it."""
-    return "\n".join([align([list(COLUMNS), *rows(results)]), "", *notes(results)])
+    return "\n".join([align([columns(results), *rows(results)]), "", *notes(results)])
+
+
+def markdown_table(results: Results) -> str:
+    """The table for a page in Markdown."""
+    head, *body = columns(results), *rows(results)
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def align(cells: list[list[str]]) -> str:
@@ -61,7 +131,7 @@ def align(cells: list[list[str]]) -> str:
 
 def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     """The report: one HTML text that asks the network for nothing. pictures: heading -> (PNG bytes, caption)."""
-    head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in COLUMNS)
+    head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns(results))
     body = "".join(
         f"<tr><th scope='row'>{html.escape(first)}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in rest)}</tr>"
         for first, *rest in rows(results)
@@ -77,9 +147,11 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
         "test images": f"{results['test_size']:,}",
         "image size": as_text(results["image_shape"]),
         "classes": ", ".join(results["classes"]),
-        "seed": str(results["seed"]),
+        "seeds": ", ".join(map(str, results["seeds"])),
         **{name.replace("_", " "): as_text(value) for name, value in results["settings"].items()},
+        **({"command": results["command"]} if results["command"] else {}),
         "made with": ", ".join(f"{name} {version}" for name, version in results["environment"].items()),
+        "computed on": results["machine"],
     }
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -97,4 +169,8 @@ def as_text(value: Any) -> str:
 
 
 def to_json(results: Results) -> bytes:
-    return (json.dumps(results, indent=1, allow_nan=False, default=str) + "\n").encode()
+    """The text of results.json, each list of numbers on one line."""
+    text = json.dumps(results, indent=1, allow_nan=False, default=str)
+    # A text cannot hold the newline after the bracket: JSON writes it as two characters.
+    text = re.sub(r'\[\n[^][{}"]*\]', lambda found: " ".join(found[0].split()), text)
+    return f"{text}\n".encode()

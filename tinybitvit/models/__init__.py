@@ -1,7 +1,7 @@
 """Networks."""
 
-from .convert import start_from
+from .convert import shape_of, source_of, start_from
 from .pretrained import from_pretrained
 from .vit import MLP, Block, VisionTransformer
 
-__all__ = ["MLP", "Block", "VisionTransformer", "from_pretrained", "start_from"]
+__all__ = ["MLP", "Block", "VisionTransformer", "from_pretrained", "shape_of", "source_of", "start_from"]

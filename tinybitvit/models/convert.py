@@ -1,10 +1,41 @@
 """Starting one network from the weights of another."""
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
 from .. import backend
-from ..nn import Module
+from .. import functional as F
+from .pretrained import from_pretrained
+from .vit import VisionTransformer
+
+SHAPE = ("patch_size", "dim", "depth", "heads", "mlp_ratio")
+DETAILS = ("pool", "class_token", "registers", "layer_scale", "eps", "gelu")
 
 
-def start_from(model: Module, source: Module) -> int:
+def source_of(start: Any, image_size: tuple[int, int]) -> VisionTransformer:
+    """The network to start from: `start` itself, that of a fitted tb.ViT, or that of a pretrained file or folder."""
+    if isinstance(start, (str, os.PathLike)):
+        return from_pretrained(start, image_size=image_size)
+    return getattr(start, "model_", start)
+
+
+def shape_of(source: VisionTransformer, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that make a VisionTransformer of the same architecture as `source`, whatever its bit width.
+
+    given: arguments that somebody chose. Sizes must be those of the source, ValueError names the first that is not; of
+    the rest (pool, layer_scale and other details) what was given wins.
+    """
+    for name in SHAPE:
+        theirs = source.config[name]
+        mine = given.get(name, theirs)
+        same = F.as_pair(mine) == F.as_pair(theirs) if name == "patch_size" else mine == theirs
+        if not same:
+            raise ValueError(f"the model to start from has {name}={theirs}, and {name}={mine} was given: leave it out")
+    return {name: given.get(name, source.config[name]) for name in (*SHAPE, *DETAILS)}
+
+
+def start_from(model: VisionTransformer, source: VisionTransformer) -> int:
     """Copy every weight of `source` whose name and shape fit into `model`; returns how many fitted.
 
     A network of another bit width fits as it is: the latent weights of a low-bit layer are floats too. ValueError where

@@ -41,10 +41,16 @@ class Block(Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x):
+        x = x + self.attention_branch(x)
+        return x + self.mlp_branch(x)
+
+    def attention_branch(self, x):
         y = self.attn(self.norm1(x))
-        x = x + self.drop(y if self.ls1 is None else self.ls1(y))
+        return self.drop(y if self.ls1 is None else self.ls1(y))
+
+    def mlp_branch(self, x):
         y = self.mlp(self.norm2(x))
-        return x + self.drop(y if self.ls2 is None else self.ls2(y))
+        return self.drop(y if self.ls2 is None else self.ls2(y))
 
 
 POOLS = ("mean", "cls", "cls+mean", "cls+dist")
@@ -124,19 +130,26 @@ class VisionTransformer(Module):
         self.preprocessing = None  # {"mean": ..., "std": ...} of the images it was trained on, where known
 
     def forward(self, x):
-        x = self.forward_features(x)
+        return self.classify(self.forward_features(x))
+
+    def classify(self, x):
+        """Pooling and head: tokens (N, prefix + T, dim) -> logits (N, num_classes)."""
         parts = [self._pooled(x, part) for part in self.config["pool"].split("+")]
         x = parts[0] if len(parts) == 1 else F.concatenate(parts, axis=1)
         return x if self.head is None else self.head(x)
 
     def forward_features(self, x):
         """All tokens after the last norm: (N, H, W, C) -> (N, prefix + T, dim)."""
-        x = F.as_tensor(x)
-        self._check_images(x)
-        x = self.embed(x)
+        x = self.tokens(x)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def tokens(self, x):
+        """What the first block gets: (N, H, W, C) -> (N, prefix + T, dim)."""
+        x = F.as_tensor(x)
+        self._check_images(x)
+        return self.embed(x)
 
     def _pooled(self, x, part):
         if part == "mean":

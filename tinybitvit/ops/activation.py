@@ -79,7 +79,7 @@ class Gelu(Function):
         flat = x.reshape(-1, 1)
         y = ctx.xp.empty_like(flat)
         slope = ctx.xp.empty_like(flat) if ctx.needs_input_grad[0] else None
-        for block in backend.row_blocks(flat.shape):
+        for block in backend.row_blocks(flat.shape, ctx.xp):
             gelu(ctx.xp, flat[block], y[block], None if slope is None else slope[block])
         if slope is not None:
             ctx.save(slope.reshape(x.shape))

@@ -61,7 +61,7 @@ class MultiHeadAttention(Function):
         y = xp.empty((n, t, heads, d), dtype=qkv.dtype)
         p = xp.empty((n, heads, t, t), dtype=qkv.dtype)
         # A few images at a time, so that their scores stay in the cache; BLAS reads and writes the heads where they are
-        for block in backend.row_blocks((n, heads * t * t)):
+        for block in backend.row_blocks((n, heads * t * t), xp):
             q, k, v = split_heads(qkv[block], heads)
             attend(xp, q, k, v, ctx.scale, y=y[block].swapaxes(1, 2), p=p[block])
         ctx.save(qkv, p)
@@ -73,7 +73,7 @@ class MultiHeadAttention(Function):
         n, heads, t, _ = p.shape
         g = g.reshape(n, t, heads, g.shape[-1] // heads).swapaxes(1, 2)
         dqkv = xp.empty(qkv.shape, dtype=g.dtype)
-        for block in backend.row_blocks((n, heads * t * t)):
+        for block in backend.row_blocks((n, heads * t * t), xp):
             parts = split_heads(qkv[block], heads)
             attend_backward(xp, g[block], *parts, p[block], ctx.scale, *split_heads(dqkv[block], heads))
         return (dqkv,)

@@ -1,5 +1,6 @@
 """Losses. Each returns one number, the (weighted) mean over the rows of its input."""
 
+from .. import backend
 from .base import Function, unbroadcast
 from .norm import log_softmax_array
 
@@ -52,11 +53,19 @@ def _soft_targets(xp, target, n, classes, dtype):
             f"cross_entropy: target must hold {n} integer class numbers or be a ({n}, {classes}) array of"
             f" probabilities, not shape {target.shape} of {target.dtype}"
         )
-    if not 0 <= int(target.min()) <= int(target.max()) < classes:
+    if xp is backend.host:
+        check_classes(target, classes)
+    t = (target[:, None] == xp.arange(classes)).astype(dtype)
+    # To look at labels on a GPU would be to wait for it: there a row without its class becomes 0/0, and the loss NaN
+    return t if xp is backend.host else t / t.sum(axis=1, keepdims=True)
+
+
+def check_classes(target, classes):
+    """ValueError unless the class numbers, an array on the host, lie in 0..classes-1."""
+    if target.size and not 0 <= target.min() <= target.max() < classes:
         raise ValueError(
             f"cross_entropy: class numbers must lie in 0..{classes - 1}, found {target.min()}..{target.max()}"
         )
-    return (target[:, None] == xp.arange(classes)).astype(dtype)
 
 
 class MSE(Function):

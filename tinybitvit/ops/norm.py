@@ -56,7 +56,7 @@ class LayerNorm(Function):
         xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
         y = xp.empty_like(rows)
         mean, inverse = (xp.empty((len(rows), 1), dtype=x.dtype) for _ in range(2))
-        for block in backend.row_blocks(rows.shape):
+        for block in backend.row_blocks(rows.shape, xp):
             mean[block] = rows[block].mean(axis=-1, keepdims=True)
             z = xp.subtract(rows[block], mean[block], out=y[block])
             inverse[block] = inverse_root(xp, mean_product(xp, z, z), eps)
@@ -76,7 +76,7 @@ class LayerNorm(Function):
         dx = xp.empty_like(rows)
         dw, db = (xp.zeros(rows.shape[1], dtype=g.dtype) for _ in range(2))
         g = g.reshape(rows.shape)
-        for block in backend.row_blocks(rows.shape):
+        for block in backend.row_blocks(rows.shape, xp):
             z = (rows[block] - mean[block]) * inverse[block]  # again: cheaper than keeping it
             h = g[block]
             if weight is not None:
@@ -101,7 +101,7 @@ class RMSNorm(Function):
         xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
         y = xp.empty_like(rows)
         inverse = xp.empty((len(rows), 1), dtype=x.dtype)
-        for block in backend.row_blocks(rows.shape):
+        for block in backend.row_blocks(rows.shape, xp):
             inverse[block] = inverse_root(xp, mean_product(xp, rows[block], rows[block]), eps)
             z = xp.multiply(rows[block], inverse[block], out=y[block])
             if weight is not None:
@@ -117,7 +117,7 @@ class RMSNorm(Function):
         dx = xp.empty_like(rows)
         dw = xp.zeros(rows.shape[1], dtype=g.dtype)
         g = g.reshape(rows.shape)
-        for block in backend.row_blocks(rows.shape):
+        for block in backend.row_blocks(rows.shape, xp):
             z = rows[block] * inverse[block]
             h = g[block]
             if weight is not None:

@@ -62,8 +62,8 @@ class GetItem(Function):
 
     @staticmethod
     def forward(ctx, x, *, index):
-        ctx.index, ctx.shape = index, x.shape
-        return x[index]
+        ctx.index, ctx.shape = backend.as_index(index, x), x.shape
+        return x[ctx.index]
 
     @staticmethod
     def backward(ctx, g):

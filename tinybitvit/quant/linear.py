@@ -58,15 +58,23 @@ class BitLinear(Linear):
         self.bits, self.activation_bits = bits, activation_bits
         self.granularity, self.scale, self.ste = granularity, scale, ste
         self.temperature = 1.0  # of ste='ede'; a training schedule raises it
+        self.strength = 1.0  # how much of the quantisers acts, 0..1; a training schedule may raise it
         self.norm = RMSNorm(in_features) if norm else None
         self._quantize(self.weight)  # refuse impossible options here, not in the first forward pass
 
     def forward(self, x):
-        if not is_recording():
+        if not is_recording() and self.strength == 1:
             return self._infer(F.as_tensor(x).data)
         if self.norm is not None:
             x = self.norm(x)
-        return F.linear(self.quantize_input(x), self._quantize(self.weight), self.bias)
+        x, w = self._mix(x, self.quantize_input), self._mix(self.weight, self._quantize)
+        return F.linear(x, w, self.bias)
+
+    def _mix(self, x, quantize):
+        """x + strength (Q(x) - x): between the full-precision layer and the low-bit one."""
+        if self.strength == 0:
+            return x
+        return quantize(x) if self.strength == 1 else x * (1 - self.strength) + quantize(x) * self.strength
 
     def _infer(self, x):
         xp = backend.array_module(x, self.weight.data)

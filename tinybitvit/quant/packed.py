@@ -7,6 +7,7 @@ from ..nn import Module, Parameter, RMSNorm
 from ..nn.layers import zeros
 from ..ops.base import Function
 from ..tensor import Tensor, apply
+from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
 from .linear import BitLinear, check_bits
 from .pack import LAYOUTS, Array, binary_dot, choose_layout, get_layout, pack, packed_shape, sign_bits, unpack
@@ -37,7 +38,7 @@ class PackedLinear(Module):
     into memory that all layers share. bits, activation_bits, granularity, norm: as in `BitLinear`; layout: see
     `quant.pack` (None: the fastest for these bits). A new layer holds zero bytes, to be filled by `load_state_dict`;
     `PackedLinear.from_bitlinear` packs a trained layer. Where weights and inputs are both signs, products are counted
-    (`binary_dot`); else see `quant.integer`.
+    (`binary_dot`); else see `quant.integer`. On a GPU the kernels of `kernels.cu` read the packed bytes themselves.
     """
 
     packed: Array
@@ -84,6 +85,10 @@ class PackedLinear(Module):
 
     def _compute(self, xp, x):
         bias = None if self.bias is None else self.bias.data
+        if cuda.has_kernel(x, self.packed, self.scale, self.layout, self.activation_bits):
+            return cuda.packed_linear(
+                xp, x, self.packed, self.scale, bias, self.layout, self.activation_bits, self.norm
+            )
         if self.activation_bits == 1 and self.layout == "1bit":
             codes, step = input_codes(xp, x.reshape(-1, self.in_features), 1, self.norm)
             y = binary_dot(sign_bits(codes), self.packed, self.in_features).astype(x.dtype)

@@ -191,10 +191,10 @@ class Absmax(Function):
 
     @staticmethod
     def forward(ctx, x, *, bits=8):
-        rows = x.reshape(-1, x.shape[-1])
-        y = ctx.xp.empty_like(rows)
-        for block in backend.row_blocks(rows.shape):
-            codes, step = absmax_codes(ctx.xp, rows[block], bits, out=y[block])
+        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
+        y = xp.empty_like(rows)
+        for block in backend.row_blocks(rows.shape, xp):
+            codes, step = absmax_codes(xp, rows[block], bits, out=y[block])
             codes *= step
         return y.reshape(x.shape)
 

@@ -1,18 +1,25 @@
 """Training: one step on worker threads, the loop around it."""
 
 from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run
-from .loop import check_options, evaluate, run, soft_targets, train_epoch
+from .loop import check_options, code_diagnostics, evaluate, run, soft_targets, train_epoch
+from .recipes import find_recipe
+from .stages import Recipe, Stage, Stages
 from .trainer import Trainer, cores, memory_advice, single_threaded_blas
 
 __all__ = [
     "Checkpoints",
     "Progress",
+    "Recipe",
+    "Stage",
+    "Stages",
     "Trainer",
     "check_options",
+    "code_diagnostics",
     "cores",
     "delete_checkpoints",
     "describe_run",
     "evaluate",
+    "find_recipe",
     "memory_advice",
     "run",
     "single_threaded_blas",

@@ -17,8 +17,9 @@ import numpy as np
 from .. import backend, distributed
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 
+CODES = ("flip_rate", "zero_share", "distance")  # of low-bit layers at the end of an epoch, in a history
 KEPT = 2  # should the newest file be damaged, there is one before it
-MODEL, BEST, OPTIMIZER = "model.", "best.", "optimizer."
+MODEL, BEST, OPTIMIZER, SCHEDULE = "model.", "best.", "optimizer.", "schedule."
 
 
 class Progress:
@@ -34,7 +35,8 @@ class Progress:
 
     def start_epoch(self):
         self.done, self.seconds, self.since = 0, 0.0, time.perf_counter()
-        self.sums = {"loss": 0.0, "hits": 0.0, "weights": 0.0, "images": 0}
+        self.sums = {"loss": 0.0, "hits": 0.0, "weights": 0.0, "images": 0, "skipped": 0}
+        self.codes = dict.fromkeys(CODES)
         self.lr = self.trainer.optimizer.param_groups[0]["lr"]
         self.loader_rng, self.rng = rng_state(self.loader), rng_state(self.trainer)
 
@@ -61,9 +63,10 @@ class Progress:
         """(arrays, metadata) from which `restore` brings everything back."""
         optimizer = self.trainer.optimizer.state_dict()
         groups = {MODEL: self.trainer.model.state_dict(), OPTIMIZER: optimizer.pop("arrays")}
+        groups[SCHEDULE] = getattr(self.schedule, "arrays", {})
         info = {"done": self.done, "sums": self.sums, "lr": self.lr, "seconds": self.elapsed(), "history": self.history}
         info |= {"optimizer": optimizer, "schedule": None if self.schedule is None else self.schedule.last}
-        info |= {"rng": self.rng, "loader_rng": self.loader_rng}
+        info |= {"rng": self.rng, "loader_rng": self.loader_rng, "codes": self.codes}
         if self.early is not None:
             groups[BEST] = self.early.state or {}
             info |= {"best": self.early.best, "epochs_since": self.early.since}
@@ -71,14 +74,14 @@ class Progress:
         return arrays, info
 
     def restore(self, arrays, info):
-        groups = {prefix: {} for prefix in (MODEL, BEST, OPTIMIZER)}
+        groups = {prefix: {} for prefix in (MODEL, BEST, OPTIMIZER, SCHEDULE)}
         for name, array in arrays.items():
             prefix, _, rest = name.partition(".")
             groups[f"{prefix}."][rest] = array
         self.trainer.model.load_state_dict(groups[MODEL])
         self.trainer.optimizer.load_state_dict({**info["optimizer"], "arrays": groups[OPTIMIZER]})
         if self.schedule is not None:
-            self.schedule.last = info["schedule"]
+            self.schedule.resume(info["schedule"], *([groups[SCHEDULE]] if groups[SCHEDULE] else []))
         if self.early is not None:
             self.early.best, self.early.since, self.early.state = (
                 info["best"],
@@ -89,7 +92,7 @@ class Progress:
             values[:] = info["history"][key]
         self.done, self.sums, self.lr = info["done"], info["sums"], info["lr"]
         self.seconds, self.since = info["seconds"], time.perf_counter()
-        self.rng, self.loader_rng = info["rng"], info["loader_rng"]
+        self.rng, self.loader_rng, self.codes = info["rng"], info["loader_rng"], info["codes"]
         self.trainer.rng.bit_generator.state, self.loader.rng.bit_generator.state = self.rng, self.loader_rng
 
 

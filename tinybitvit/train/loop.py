@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .. import backend
 from ..ops.norm import log_softmax_array, softmax_array
-from .checkpoint import Progress
+from ..quant import watch
+from .checkpoint import CODES, Progress
 
-HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", *CODES)
 
 
 def check_options(options):
@@ -42,25 +42,52 @@ def soft_targets(teacher, share=1.0):
 
 
 def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, checkpoints=None):
-    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented) and their number.
+    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented), their number, and
+    `code_diagnostics`.
 
     progress: where the epoch was cut short, to train on its rest (None: at its start).
     """
     progress = progress or Progress(trainer, loader, schedule)
     for x, y, *rest in progress.batches():
         with no_interrupt():
+            last = progress.done == len(loader) - 1
+            before = watch.snapshot(trainer.model) if last else []
             weight = rest[0] if rest else None
             loss = trainer.step(x, y if targets is None else targets(x, y), weight)
             if schedule is not None:
                 schedule.step()
-            total = len(x) if weight is None else float(weight.sum())
-            guess = np.concatenate([backend.to_numpy(o.argmax(axis=1)) for o in trainer.outputs])
-            hits = float(((guess == y) * (1 if weight is None else weight)).sum())
-            progress.count(loss=loss * total, hits=hits, weights=total, images=len(x))
+            sums = batch_sums(trainer, loss, y, weight) if np.isfinite(loss) else {"skipped": 1}
+            if last:
+                progress.codes = code_diagnostics(trainer.model, before)
+            progress.count(**sums, images=len(x))
         if checkpoints is not None:
             checkpoints.save_if_due(progress)
     sums, weights = progress.sums, max(progress.sums["weights"], 1e-12)
-    return {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights, "images": sums["images"]}
+    if sums["skipped"]:
+        print(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite", flush=True)
+    found = {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights, "images": sums["images"]}
+    return {**found, **progress.codes}
+
+
+def batch_sums(trainer, loss, y, weight):
+    """What the last update adds to the sums of its epoch."""
+    total = len(y) if weight is None else float(weight.sum())
+    guess = np.concatenate([o.argmax(axis=1) for o in trainer.outputs])
+    hits = float(((guess == y) * (1 if weight is None else weight)).sum())
+    return {"loss": loss * total, "hits": hits, "weights": total}
+
+
+def code_diagnostics(model, before):
+    """What the codes of the low-bit layers do (None without such layers), given those before the last update.
+
+    flip_rate: the share of codes that the last update of the epoch changed; zero_share: the share that is 0; distance:
+    of the latent weights to the nearest threshold, their mean, in units of the scale.
+    """
+    if not before:
+        return dict.fromkeys(CODES)
+    codes = watch.snapshot(model)
+    values = watch.flip_rate(before, codes), watch.zero_share(codes), watch.mean_distance(model)
+    return dict(zip(CODES, values, strict=True))
 
 
 @contextmanager
@@ -100,14 +127,15 @@ def clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def progress_line(history, epochs, images):
-    """One line on the last epoch of a history: losses, accuracies, speed and the time left."""
+def progress_line(history, epochs, images, device):
+    """One line on the last epoch of a history: losses, accuracies, speed, device and the time left."""
     done, last = len(history["loss"]), {k: v[-1] for k, v in history.items()}
     text = f"epoch {done:{len(str(epochs))}}/{epochs}  loss {last['loss']:.4f}  accuracy {last['accuracy']:.3f}"
     if last["val_accuracy"] is not None:
         text += f"  val_loss {last['val_loss']:.4f}  val_accuracy {last['val_accuracy']:.3f}"
     left = (epochs - done) * sum(history["seconds"]) / done
-    return f"{text}  {images / max(last['seconds'], 1e-9):.0f} images/s  {clock(left)} left"
+    speed = f"{images / max(last['seconds'], 1e-9):.0f} images/s on {device}"
+    return f"{text}  {speed}  {clock(left)} left"
 
 
 class EarlyStopping:
@@ -170,7 +198,7 @@ def run(
                     early.note(row["val_accuracy"])
                 progress.start_epoch()
             if verbose:
-                print(progress_line(history, before + epochs, images), flush=True)
+                print(progress_line(history, before + epochs, images, trainer.device), flush=True)
             if checkpoints is not None:
                 checkpoints.save_if_due(progress, epoch_ended=True)
     except KeyboardInterrupt:
@@ -192,5 +220,6 @@ def run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoi
     """One epoch of training and validation, or the rest of it: its row of the history, and how many images it saw."""
     train = train_epoch(trainer, loader, schedule, targets, progress, checkpoints)
     val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
-    values = (train["loss"], train["accuracy"], val["loss"], val["accuracy"], progress.lr, progress.elapsed())
-    return dict(zip(HISTORY, values, strict=True)), train["images"]
+    row = {"loss": train["loss"], "accuracy": train["accuracy"], "val_loss": val["loss"]}
+    row |= {"val_accuracy": val["accuracy"], "lr": progress.lr, "seconds": progress.elapsed()}
+    return {**row, **{key: train[key] for key in CODES}}, train["images"]

@@ -21,10 +21,12 @@ from .. import autograd, backend
 from .. import functional as F
 from ..distributed import CHECK_EVERY
 from ..nn import Dropout
+from ..ops.loss import check_classes
 from ..optim import clip_grad_norm
 
 # A smaller shard costs more to hand to another thread than it saves (see docs/performance.md)
 MIN_SHARD_FLOPS = 2e8
+MOST_SKIPPED = 10  # updates in a row that 'skip' leaves out: after that no batch is to blame
 
 
 def cores():
@@ -97,16 +99,30 @@ class Trainer:
     model: a Module; optimizer: over its parameters (None for prediction alone); loss(output, y), or with a third
     argument weight, -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per
     core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
-    rng: host Generator that feeds dropout. group: the ranks of MPI (a `distributed.Group`) among which each batch is
-    shared out. The same number of workers gives the same bits; another number changes the last digits.
+    rng: host Generator that feeds dropout. objective(model, x, y) -> (output, loss): for what needs more than the
+    output, such as distillation, instead of `loss`. group: the ranks of MPI (a `distributed.Group`) among which each
+    batch is shared out. on_nan: where the loss is not finite 'stop' with an error, or 'skip' the update, but not more
+    than 10 in a row. The same number of workers gives the same bits; another number changes the last digits.
     """
 
     def __init__(
-        self, model, optimizer=None, loss=F.cross_entropy, workers="auto", max_norm=None, rng=None, group=None
+        self,
+        model,
+        optimizer=None,
+        loss=F.cross_entropy,
+        workers="auto",
+        max_norm=None,
+        rng=None,
+        group=None,
+        objective=None,
+        on_nan="stop",
     ):
+        if on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan must be 'stop' or 'skip', not {on_nan!r}")
         if workers != "auto" and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
-        self.model, self.optimizer, self.loss, self.max_norm = model, optimizer, loss, max_norm
+        self.model, self.optimizer, self.max_norm = model, optimizer, max_norm
+        self.objective = objective or partial(_output_and_loss, loss)
         backend.keep_freed_memory()
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
@@ -116,17 +132,13 @@ class Trainer:
         self.workers = workers
         self.rng = backend.make_rng(rng)
         self.draws = any(isinstance(m, Dropout) and m.p for m in model.modules())
-        self.outputs = []  # of the last step, one array a shard
+        self.on_nan, self.skipped_in_a_row = on_nan, 0
+        self.outputs = []  # of the last step, one host array a shard
         self.pool = None
 
     def step(self, x, y, weight=None):
         """One update from a batch: x (N, ...), y (N, ...), weight (N,) or None; returns the (weighted) mean loss."""
-        if len(x) != len(y) or not len(x):
-            raise ValueError(f"step: x has {len(x)} rows and y {len(y)}; they must be equal and not 0")
-        if weight is not None and len(weight) != len(x):
-            raise ValueError(f"step: x has {len(x)} rows and weight {len(weight)}; they must be equal")
-        if self.optimizer is None:
-            raise RuntimeError("this Trainer was made without an optimizer: it can predict, but not step")
+        self._check_batch(x, y, weight)
         total = len(x) if weight is None else float(weight.sum())
         n = len(x)
         if self.group is not None:
@@ -134,20 +146,24 @@ class Trainer:
             x, y, weight = x[mine], y[mine], None if weight is None else weight[mine]
         shards = self._shards(len(x), cost=3)
         seeds = self._seeds(len(shards))
+        counts = [rows.stop - rows.start if weight is None else float(weight[rows].sum()) for rows in shards]
+        shares = [count / total if total else 0.0 for count in counts]
 
-        def work(rows, seed):
-            part = None if weight is None else weight[rows]
-            share = (rows.stop - rows.start if part is None else float(part.sum())) / total if total else 0.0
-            return self._gradients(x[rows], y[rows], part, share, seed)
+        def work(rows, seed, share):
+            return self._gradients(x[rows], y[rows], None if weight is None else weight[rows], share, seed)
 
-        results = self._run(work, shards, seeds)
-        loss, self.outputs = sum(part for part, _, _ in results), [output for _, output, _ in results]
-        self._sum([grads for _, _, grads in results])
-        if self.group is not None:
-            loss = self._sum_over_ranks(loss, n)
-        if not math.isfinite(loss):
+        losses, outputs, grads = zip(*self._run(work, shards, seeds, shares), strict=True)
+        self._sum(grads)
+        # Losses and outputs come back together: each transfer from a GPU waits until all of its work is done
+        fetched = backend.to_host([*losses, *outputs])
+        parts, self.outputs = [float(a) * s for a, s in zip(fetched, shares, strict=False)], fetched[len(shards) :]
+        loss = sum(parts) if self.group is None else self._sum_over_ranks(sum(parts), n)
+        self.skipped_in_a_row = 0 if math.isfinite(loss) else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row:
             self.optimizer.zero_grad()
-            raise self._diverged(loss, x, shards, seeds, results)
+            if self.on_nan == "stop" or self.skipped_in_a_row > MOST_SKIPPED:
+                raise self._diverged(loss, x, y, shards, seeds, parts)
+            return loss
         if self.max_norm is not None:
             clip_grad_norm(self.params, self.max_norm)
         self.optimizer.step()
@@ -168,16 +184,23 @@ class Trainer:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _check_batch(self, x, y, weight):
+        if len(x) != len(y) or not len(x):
+            raise ValueError(f"step: x has {len(x)} rows and y {len(y)}; they must be equal and not 0")
+        if weight is not None and len(weight) != len(x):
+            raise ValueError(f"step: x has {len(x)} rows and weight {len(weight)}; they must be equal")
+        if self.optimizer is None:
+            raise RuntimeError("this Trainer was made without an optimizer: it can predict, but not step")
+
     def _gradients(self, x, y, weight, share, seed):
         with backend.use_rng(seed) if seed is not None else nullcontext():
-            output = self.model(self._to_tensor(x))
             if not share:  # the weights of these rows are all 0, and so would be the divisor of their mean loss
-                zeros = backend.array_module(output.data).zeros_like
-                return 0.0, output.data, [zeros(p.data) for p in self.params]
+                zeros = [backend.array_module(p.data).zeros_like(p.data) for p in self.params]
+                return np.zeros(()), self._forward(x), zeros
             extra = () if weight is None else (self._to_tensor(weight),)
-            loss = self.loss(output, self._to_tensor(y), *extra)
+            output, loss = self.objective(self.model, self._to_tensor(x), self._to_tensor(y), *extra)
         g = backend.array_module(loss.data).full_like(loss.data, share)
-        return float(loss.data) * share, output.data, autograd.grad(loss, self.params, g)
+        return loss.data, output.data, autograd.grad(loss, self.params, g)
 
     def _seeds(self, count):
         """What the dropout of each shard starts from; all ranks draw alike from `rng`, but get other numbers."""
@@ -190,17 +213,19 @@ class Trainer:
 
     def _sum_over_ranks(self, loss, n):
         """Sum gradients and loss, and put the ranks' outputs together, n rows in all; returns the loss."""
-        mine = np.concatenate([backend.to_numpy(output) for output in self.outputs])
+        mine = np.concatenate(self.outputs)
         outputs, total = np.zeros((n, *mine.shape[1:]), mine.dtype), np.array([loss], mine.dtype)
         outputs[self.group.rows(n)] = mine
         self.group.sum([*(buffer.grad for buffer in self.optimizer.buffers), outputs, total])
         self.outputs = [outputs]
         return float(total[0])
 
-    def _diverged(self, loss, x, shards, seeds, results):
+    def _diverged(self, loss, x, y, shards, seeds, parts):
         """The error that ends the training, naming the first layer whose output is not finite."""
+        if self.device != "cpu" and y.ndim == 1 and y.dtype.kind in "iu":
+            check_classes(y, self.outputs[0].shape[-1])  # which no operation on a GPU looks at
         layer = "the sum over the batch" if self.group is None else "the rows of another rank"
-        for rows, seed, (part, _, _) in zip(shards, seeds, results, strict=True):
+        for rows, seed, part in zip(shards, seeds, parts, strict=True):
             if not math.isfinite(part):
                 layer = self._not_finite(x[rows], seed)
                 break
@@ -274,3 +299,9 @@ class Trainer:
                 for future in futures:
                     future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
             return [*(future.result() for future in futures), last]
+
+
+def _output_and_loss(loss, model, x, y, *weight):
+    """The usual objective."""
+    output = model(x)
+    return output, loss(output, y, *weight)

@@ -10,7 +10,10 @@ from .files import attention_files as attention_files
 from .layout import Layout as Layout
 from .observe import attention as attention
 from .record import AttentionRecord as AttentionRecord
+from .result_plots import plot_pareto as plot_pareto
+from .result_plots import plot_table as plot_table
 from .study_plots import plot_confusion as plot_confusion
+from .study_plots import plot_confusion_matrices as plot_confusion_matrices
 from .study_plots import plot_history as plot_history
 from .study_plots import plot_predictions as plot_predictions
 from .study_plots import plot_weights as plot_weights

@@ -24,17 +24,17 @@ from .figure import (
 TERNARY = ("#2166ac", "#f2f2f2", "#b2182b")  # -1, 0, +1
 
 
-def plot_history(history: Any) -> Figure:
+def plot_history(history: Any, loss: str = "cross-entropy (nats)") -> Figure:
     """Loss and accuracy over the epochs, solid for training and dashed for validation.
 
     history: a `history_` (dict of lists: loss, accuracy, val_loss, val_accuracy), a fitted `tb.ViT`, or a dict from
-    names to either, which are drawn together, each in its own colour.
+    names to either, which are drawn together, each in its own colour. loss: what the loss is.
     """
     histories = _named(history)
     figure = new_figure(9.5, 3.6)
     axes = figure.subplots(1, 2)
     for ax, key, factor, label in (
-        (axes[0], "loss", 1, "cross-entropy (nats)"),
+        (axes[0], "loss", 1, loss),
         (axes[1], "accuracy", 100, "accuracy (%)"),
     ):
         for i, (name, values) in enumerate(histories.items()):
@@ -77,17 +77,23 @@ def plot_confusion(
     names = [str(label) for label in (labels if names is None else names)]
     if len(names) != len(labels):
         raise ValueError(f"names holds {len(names)} texts for {len(labels)} classes: give one for each")
-    matrices = {k: confusion_matrix(y_true, v, labels=labels).astype(float) for k, v in predictions.items()}
+    matrices = {k: confusion_matrix(y_true, v, labels=labels) for k, v in predictions.items()}
+    return plot_confusion_matrices(matrices, names, normalize)
+
+
+def plot_confusion_matrices(matrices: Mapping[str, Any], names: Sequence[str], normalize: bool = False) -> Figure:
+    """The same from confusion matrices (classes, classes) by model name. names: of the classes."""
+    counts = {k: np.asarray(m, dtype=float) for k, m in matrices.items()}
     if normalize:
-        matrices = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in matrices.items()}
-    norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in matrices.values())))
+        counts = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in counts.items()}
+    norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in counts.values())))
     side = min(6.0, max(3.2, 0.38 * len(names) + 1.2))
-    figure = new_figure(side * len(matrices), side + 0.9)
-    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
-    for ax, (name, matrix) in zip(axes, matrices.items(), strict=True):
+    figure = new_figure(side * len(counts), side + 0.9)
+    axes = figure.subplots(1, len(counts), squeeze=False)[0]
+    for ax, (name, matrix) in zip(axes, counts.items(), strict=True):
         ax.imshow(matrix, cmap=SEQUENTIAL, norm=norm)
         ax.set(title=name, xlabel="predicted", ylabel="true")
-        shown = np.arange(0, len(names), math.ceil(len(names) / 20))
+        shown = range(0, len(names), math.ceil(len(names) / 20))
         ax.set_xticks(shown, [names[i] for i in shown], rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
         ax.set_yticks(shown, [names[i] for i in shown], fontsize=8)
         if len(names) <= 20:

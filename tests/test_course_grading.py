@@ -1,0 +1,233 @@
+"""A class of made-up students through the real pipeline: nbgrader, a kernel for each, grades and feedback."""
+
+import csv
+import html
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from course_books import ASSIGNMENTS, ROOT, SETS, data, grade_id, is_test, master, regions, solved, task_number
+
+pytestmark = pytest.mark.slow
+
+SET = "ps3"
+POINTS = {1: 4, 2: 5, 3: 4, 4: 6, 5: 2}
+PROSE = 4
+
+
+def cell_of(book, name):
+    return next(cell for cell in book.cells if grade_id(cell) == name)
+
+
+def correct(book):
+    cell_of(book, "ps3-why").source = "Because many small steps have to add up."
+
+
+def fails_hidden(book):
+    """The mean over everything, which is right for a single row: the worked example passes."""
+    cell = cell_of(book, "ps3-1")
+    assert "mean(axis=-1, keepdims=True)" in cell.source
+    cell.source = cell.source.replace("mean(axis=-1, keepdims=True)", "mean() * np.ones((len(w), 1))")
+
+
+def deletes_tests(book):
+    fails_hidden(book)
+    book.cells = [cell for cell in book.cells if not is_test(cell)]
+
+
+def overwrites_tests(book):
+    fails_hidden(book)
+    for cell in filter(is_test, book.cells):
+        cell.source = "pass"
+        cell.metadata.nbgrader.update(points=100, locked=False, solution=True)
+
+
+def loops(book):
+    cell = cell_of(book, "ps3-4")
+    cell.source = cell.source.replace(
+        "        quantized_x, quantized_weight = ctx.saved", "        while True:\n            pass"
+    )
+
+
+def syntax_error(book):
+    cell_of(book, "ps3-4").source += "\n)"
+
+
+def untouched(book):
+    """Handled where the submissions are written: it is the release itself."""
+
+
+def duplicates(book):
+    for name in ("ps3-2", "ps3-2-more", "ps3-why"):
+        place = book.cells.index(cell_of(book, name))
+        book.cells.insert(place + 1, nbformat.from_dict(cell_of(book, name)))
+        book.cells[place + 1].id = f"copy-{place}"
+
+
+def prints_to_stderr(book):
+    cell = cell_of(book, "ps3-1")
+    noise = "    print('working', file=sys.stderr)\n    warnings.warn('slow')\n"
+    cell.source = "import sys, warnings\n" + cell.source.replace("ternary_codes(w):\n", f"ternary_codes(w):\n{noise}")
+
+
+def kills_the_kernel(book):
+    cell_of(book, "ps3-1").source += "\nimport os\nos._exit(1)"
+
+
+# student -> (what is wrong, the tasks that get less than their points: {task: points})
+CLASS = {
+    "ann": (correct, {}),
+    "bob": (fails_hidden, {1: 2, 2: 2, 4: 2}),
+    "carla": (deletes_tests, {1: 2, 2: 2, 4: 2}),
+    "dave": (overwrites_tests, {1: 2, 2: 2, 4: 2}),
+    "erin": (syntax_error, {4: 0, 5: 1}),
+    "frank": (untouched, dict.fromkeys(POINTS, 0)),
+    "gina": (duplicates, {}),
+    "hans": (prints_to_stderr, {}),
+    "Ines, O'Neil (2)": (correct, {}),
+    "12345": (correct, {}),
+}
+
+
+def command(*words, folder):
+    """Run `tinybitvit course ...`; it must succeed and be silent on stderr. Returns what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "tinybitvit", "course", *map(str, words)]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def table(path):
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def grades(folder, name=SET):
+    return {row["student"]: row for row in table(folder / "grades.csv") if row["assignment"] == name}
+
+
+def hand_in(folder, release, students):
+    folder.mkdir()
+    for student, (change, _) in students.items():
+        book = release if change is untouched else solved(release, SET)
+        if change is not untouched:
+            change(book)
+        nbformat.write(book, folder / f"{student}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """The class, graded, without prose."""
+    root = tmp_path_factory.mktemp("course")
+    folder = root / "demo"
+    assert command("new", folder, folder=root) == f"written: {folder} with {', '.join(SETS)}\n"
+    command("release", SET, folder=folder)
+    release = nbformat.read(folder / "release" / SET / f"{SET}.ipynb", as_version=4)
+    hand_in(root / "downloads", release, CLASS)
+    before = os.times()
+    printed = command("grade", SET, root / "downloads", folder=folder)
+    seconds = sum(os.times()[2:4]) - sum(before[2:4])
+    return SimpleNamespace(folder=folder, root=root, release=release, printed=printed, seconds=seconds)
+
+
+@pytest.mark.parametrize("student", CLASS)
+def test_a_student_gets_exactly_these_points(student, course):
+    row, (change, lost) = grades(course.folder)[student], CLASS[student]
+    expected = POINTS | lost
+    assert {k: float(row[f"task {k}"]) for k in POINTS} == expected
+    assert float(row["score"]) == sum(expected.values()) and float(row["max_score"]) == sum(POINTS.values()) + PROSE
+    assert row["prose"] == ("0.0" if change is untouched else "") and row["note"] == ""
+    assert f"\n{student}: {sum(expected.values())} of 25 points\n" in "\n" + course.printed
+
+
+def test_ten_submissions_take_less_than_a_minute(course):
+    assert len(CLASS) == 10
+    print(f"{course.seconds:.0f} s")
+    assert course.seconds < 60  # of processor time, which on an idle machine is the time that passes
+
+
+@pytest.mark.parametrize("student", ["carla", "dave", "gina"])
+def test_what_is_graded_has_every_test_once_and_whole(student, course):
+    graded = nbformat.read(course.folder / "autograded" / student / SET / f"{SET}.ipynb", as_version=4)
+    found = [cell for cell in graded.cells if is_test(cell)]
+    expected = [cell for cell in master(SET).cells if is_test(cell)]
+    assert [grade_id(cell) for cell in found] == [grade_id(cell) for cell in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.source == other.source and data(one).points == data(other).points
+
+
+def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
+    """Graded without the masters: an isolated grader need not have them."""
+    (course.folder / "source").rename(tmp_path / "source")
+    late = {"amy": (kills_the_kernel, {}), "ben": (loops, {}), "zoe": (correct, {})}
+    hand_in(tmp_path / "late", course.release, late)
+    (tmp_path / "late" / "cem.ipynb").write_text("not a notebook")
+    printed = command("grade", SET, tmp_path / "late", "--timeout", 10, "--course", course.folder, folder=tmp_path)
+    (tmp_path / "source").rename(course.folder / "source")
+    rows = grades(course.folder)
+    assert set(rows) == {*CLASS, *late, "cem"}
+    tasks = {k: float(rows["ben"][f"task {k}"]) for k in POINTS}
+    assert tasks == POINTS | {4: 2, 5: 1}, "interrupted, and what does not need the loop is graded"
+    assert float(rows["zoe"]["score"]) == 21
+    for student in ("amy", "cem"):
+        assert float(rows[student]["score"]) == 0 and rows[student]["note"] == "could not be graded"
+    assert re.search(r"^amy: .*[Kk]ernel died", printed, re.M) and re.search(r"^cem: .*JSON", printed, re.M)
+
+
+def test_prose_is_graded_by_hand_and_feedback_hides_the_hidden_tests(course):
+    path = course.folder / f"answers-{SET}.csv"
+    rows = table(path)
+    mine = {row["student"]: row for row in rows}
+    assert mine["ann"]["answer"] == "Because many small steps have to add up." and mine["ann"]["points"] == ""
+    mine["ann"].update(points="4", comment="Well put.")
+    mine["bob"].update(points="2,5")
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    command("feedback", SET, folder=course.folder)
+    found = grades(course.folder)
+    assert found["ann"]["score"] == found["ann"]["max_score"] == "25.0" and found["ann"]["prose"] == "4.0"
+    assert found["bob"]["score"] == "14.5"  # 12 for the tasks and 2.5
+
+    pages = {student: page_text(course.folder / "feedback" / student / SET / f"{SET}.html") for student in CLASS}
+    hidden = {squeezed(line) for cell in master(SET).cells for line in regions(cell, "HIDDEN TESTS")}
+    hidden = {line for line in hidden if line.startswith("assert")}
+    assert len(hidden) >= 8
+    for student, page in pages.items():
+        assert not [line for line in hidden if line in page], student
+        assert page.count(squeezed("# (hidden tests ran here)")) == 4
+    assert squeezed("AssertionError: each row has a beta of its own, and it is never 0") in pages["bob"]
+    assert squeezed("Well put.") in pages["ann"]
+
+    hand_in(course.root / "again", course.release, {"ann": CLASS["ann"]})
+    command("grade", SET, course.root / "again", folder=course.folder)
+    assert grades(course.folder)["ann"]["score"] == "25.0", "points given by hand outlive another grading"
+
+
+def squeezed(text):
+    return re.sub(r"\s", "", text)
+
+
+def page_text(path):
+    """The text of a page without tags and white space."""
+    return squeezed(html.unescape(re.sub(r"<[^>]*>", "", path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name != SET])
+def test_the_master_gets_all_points(name, course):
+    command("release", name, folder=course.folder)
+    downloads = course.root / name
+    (downloads / "teacher").mkdir(parents=True)  # a folder for each student is fine as well
+    (downloads / "teacher" / "whatever.ipynb").write_bytes((ASSIGNMENTS / f"{name}.ipynb").read_bytes())
+    command("grade", name, downloads, folder=course.folder)
+    row = grades(course.folder, name)["teacher"]
+    tests = [cell for cell in master(name).cells if is_test(cell)]
+    for k in {task_number(cell) for cell in tests}:
+        assert float(row[f"task {k}"]) == sum(data(cell).points for cell in tests if task_number(cell) == k)
+    assert row["prose"] == row["note"] == ""

@@ -1,0 +1,295 @@
+"""Trainings in stages: what every stage sets, that it resumes, and the recipes of tb.ViT."""
+
+import numpy as np
+import pytest
+
+import tinybitvit as tb
+from tinybitvit import train
+from tinybitvit.models import VisionTransformer
+from tinybitvit.optim import AdamW, decay_groups
+from tinybitvit.quant import watch
+from tinybitvit.quant.linear import BitLinear
+from tinybitvit.train import Recipe, Stage, Stages, find_recipe
+
+SHAPE = {"image_size": 4, "patch_size": 2, "in_channels": 1, "num_classes": 2, "dim": 8, "depth": 2, "heads": 2}
+FAST = {"dim": 16, "depth": 2, "heads": 2, "epochs": 6, "batch_size": 16, "verbose": 0, "random_state": 0}
+
+
+def staged(stages, total=100, bits=1.58, **options):
+    model = VisionTransformer(**SHAPE, bits=bits, rng=np.random.default_rng(0))
+    optimizer = AdamW(decay_groups(model, 0.1), lr=1e-2)
+    return (
+        Stages(model, optimizer, total, Recipe(stages=tuple(stages)), tb.functional.cross_entropy, **options),
+        optimizer,
+        model,
+    )
+
+
+@pytest.fixture
+def data():
+    """Three kinds of 6 x 6 images: bright on the left, on the right, nowhere."""
+    rng = np.random.default_rng(1)
+    y = np.arange(90) % 3
+    X = rng.random((90, 6, 6, 1)).astype("float32")
+    X[y == 0, :, :3] += 1
+    X[y == 1, :, 3:] += 1
+    return X, y
+
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_a_single_stage_is_warmup_and_cosine():
+    schedule, optimizer, model = staged([Stage(warmup=0.1)])
+    usual = tb.optim.WarmupCosine(other := AdamW(model.parameters(), lr=1e-2), 100, warmup=10)
+    for _ in range(101):
+        assert [g["lr"] for g in optimizer.param_groups] == [other.param_groups[0]["lr"]] * 2
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+        schedule.step()
+        usual.step()
+
+
+def test_what_each_stage_sets():
+    stages = [
+        Stage(1, warmup=0.5, strength=(0.0, 1.0)),
+        Stage(3, lr=0.5, factor=0.1, weight_decay=0.0, bits=4),
+    ]
+    schedule, optimizer, model = staged(stages, total=40)
+    layers = [m for m in model.modules() if isinstance(m, BitLinear)]
+    seen = []
+    for _ in range(41):
+        assert len({(m.bits, m.strength) for m in layers}) == 1
+        group = optimizer.param_groups[0]
+        seen.append((group["lr"], group["weight_decay"], layers[0].bits, layers[0].strength))
+        schedule.step()
+    assert seen[0] == (pytest.approx(1e-2 / 5), 0.1, 1.58, 0.0) and seen[4][0] == pytest.approx(1e-2)
+    assert [s[3] for s in seen[:10]] == pytest.approx(np.arange(10) / 10)
+    assert seen[10] == (pytest.approx(0.05), 0.0, 4, 1.0)
+    assert seen[25][0] == pytest.approx(0.025) and seen[40][0] == pytest.approx(0.0, abs=1e-12)
+    schedule.finish()
+    assert {(m.bits, m.strength) for m in layers} == {(1.58, 1.0)}
+
+
+def test_a_rate_relative_to_the_weights():
+    _, optimizer, model = staged([Stage(relative_lr=0.1)])
+    layers = watch.low_bit_layers(model)
+    mean = np.mean(np.concatenate([np.abs(m.weight.data).ravel() for m in layers]))
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * mean] * 2, rel=1e-6)
+
+
+def test_resume_sets_what_stepping_sets():
+    stages = [Stage(2, strength=(0.2, 0.9)), Stage(1, lr=1.0, bits=2)]
+    for done in (0, 7, 13, 14, 20):
+        walked, optimizer, model = staged(stages, total=20)
+        jumped, other, model_too = staged(stages, total=20)
+        for _ in range(done):
+            walked.step()
+        jumped.resume(done)
+        for a, b in zip(optimizer.param_groups, other.param_groups, strict=True):
+            assert (a["lr"], a["weight_decay"]) == (b["lr"], b["weight_decay"])
+        a, b = (m.blocks[0].mlp.fc1 for m in (model, model_too))
+        assert (a.bits, a.strength, a.temperature) == (b.bits, b.strength, b.temperature)
+
+
+def test_the_temperature_of_ede_rises_from_a_tenth_to_ten():
+    schedule, _, model = staged([Stage()], total=10)
+    layer, seen = model.blocks[0].mlp.fc1, []
+    for _ in range(11):
+        seen.append(layer.temperature)
+        schedule.step()
+    np.testing.assert_allclose(seen, np.logspace(-1, 1, 11))
+
+
+def test_a_layer_of_half_strength_lies_half_way(rng):
+    layer = BitLinear(6, 5, bits=1, norm=False, activation_bits=None, rng=rng)
+    x, g = rng.standard_normal((3, 6)).astype("float32"), rng.standard_normal((3, 5)).astype("float32")
+    outputs, gradients = [], []
+    for layer.strength in (0.0, 0.5, 1.0):
+        layer.zero_grad()
+        y = layer(tb.Tensor(x))
+        y.backward(g)
+        outputs.append(y.data)
+        gradients.append(layer.weight.grad)
+        with tb.no_grad():
+            np.testing.assert_allclose(layer(tb.Tensor(x)).data, y.data, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs[0], x @ layer.weight.data.T + layer.bias.data, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs[2], x @ layer.quantized_weight().T + layer.bias.data, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs[1], (outputs[0] + outputs[2]) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)  # straight through at any strength
+
+
+def test_stages_that_cannot_be():
+    with pytest.raises(ValueError, match="a stage learns 'labels', 'outputs', 'blocks', not 'magic'"):
+        Stage(learns="magic")
+    with pytest.raises(ValueError, match="share of a stage must be above 0, not 0"):
+        Stage(0)
+    with pytest.raises(ValueError, match="learns the blocks of a teacher: give one as distill_from"):
+        staged([Stage(learns="blocks")])
+
+
+# --- what the codes do ------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_codes():
+    model = VisionTransformer(**SHAPE, bits=1.58, rng=np.random.default_rng(0))
+    before = watch.snapshot(model)
+    assert all(a.dtype == "int8" for a in before) and watch.flip_rate(before, before) == 0
+    total, zeros = sum(a.size for a in before), sum(int((a == 0).sum()) for a in before)
+    assert watch.zero_share(before) == zeros / total
+    w = model.blocks[1].mlp.fc2.weight.data
+    w[0] = -w[0]
+    changed = int(2 * (before[-1][0] != 0).sum()) // 2
+    assert watch.flip_rate(before, watch.snapshot(model)) == changed / total
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("bits", [1, 1.58, 2, 3])
+def test_distance_to_the_nearest_threshold(bits, granularity, rng):
+    """A weight moved by a little less than its distance keeps its code, one way or the other changes it by more."""
+    from tinybitvit.quant.linear import weight_codes
+
+    w = rng.standard_normal((4, 50))
+    distance = watch.threshold_distance(w, bits, granularity)
+    codes, step = weight_codes(w, bits, granularity)
+    mean = w.mean(axis=1, keepdims=True) if granularity == "row" else w.mean()
+
+    def code(v):  # with scale and mean held
+        if bits == 1:
+            return np.where(v - mean >= 0, 1, -1)
+        low, top = (-1, 1) if bits == 1.58 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return np.clip(np.rint(v / step), low, top)
+
+    np.testing.assert_array_equal(code(w), codes)
+    for sign in (-1, 1):
+        np.testing.assert_array_equal(code(w + sign * 0.999 * distance * step), codes)
+    moved = (code(w + 1.001 * distance * step) != codes) | (code(w - 1.001 * distance * step) != codes)
+    assert moved.all()
+
+
+@pytest.mark.parametrize("bits", [1, 1.58])
+def test_weights_that_swing_settle_where_they_were_most(bits):
+    model = VisionTransformer(**SHAPE, bits=bits, rng=np.random.default_rng(0))
+    settle, layer = watch.Settle(model), model.blocks[0].mlp.fc1
+    w = layer.weight.data
+    usual, quiet = layer.codes()[0][0, 0], w[1:].copy()
+    home, away = w[0, 0].copy(), 0.5 if usual <= 0 else -0.5
+    for _ in range(4):  # 3 observations at home for each one away
+        w[0, 0] = away
+        settle.observe()
+        w[0, 0] = home
+        for _ in range(3):
+            settle.observe()
+    w[0, 0] = away
+    share = settle.freeze() * sum(a.size for a in watch.snapshot(model))
+    assert 1 <= round(share) < w.shape[1]  # it, and maybe others of its row, whose scale it moves
+    assert layer.codes()[0][0, 0] == usual
+    np.testing.assert_array_equal(w[1:], quiet)
+    held = w[0, 0].copy()
+    w += 1.0
+    settle.hold()
+    assert w[0, 0] == held and (w[1:] == quiet + 1).all()
+    again = watch.Settle(model, settle.arrays)
+    w -= 0.5
+    again.hold()
+    assert w[0, 0] == held
+
+
+def test_settling_within_a_training_survives_a_resume(data, tmp_path):
+    """Cut short at every epoch, in the half that observes and in the half that holds: the same bits."""
+    recipe = Recipe({}, (Stage(1), Stage(2, settle=True)))
+    whole = tb.ViT(recipe=recipe, **FAST).fit(*data)
+    for updates in (8, 14, 20, 29):
+        cut = CutShort(updates)
+        model = tb.ViT(recipe=recipe, augment=cut, **FAST)
+        folder = tmp_path / str(updates)
+        assert model.fit(*data, checkpoint=folder, every=1e9).interrupted_
+        model.fit(*data, checkpoint=folder, resume=True)
+        for a, b in zip(whole.model_.parameters(), model.model_.parameters(), strict=True):
+            np.testing.assert_array_equal(a.data, b.data)
+
+
+class CutShort:
+    """Ctrl-C at one batch, once."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def __call__(self, X, rng):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return X
+
+
+def test_history_tells_what_the_codes_do(data):
+    model = tb.ViT(bits=1.58, **FAST).fit(*data)
+    for key in ("flip_rate", "zero_share", "distance"):
+        values = model.history_[key]
+        assert len(values) == 6 and 0 < values[0] < 1, (key, values)
+    codes = watch.snapshot(model.model_)
+    assert model.history_["zero_share"][-1] == watch.zero_share(codes)
+    full = tb.ViT(bits=32, **{**FAST, "epochs": 1}).fit(*data)
+    assert full.history_["flip_rate"] == [None]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def teacher(data):
+    return tb.ViT(bits=32, **{**FAST, "epochs": 12}, lr=1e-2).fit(*data)
+
+
+@pytest.mark.parametrize("bits", [1, 1.58])
+def test_the_best_recipe_converts_its_teacher_without_labels(bits, data, teacher):
+    X, y = data
+    student = tb.ViT(bits=bits, recipe="best", distill_from=teacher, epochs=20, verbose=0, random_state=0)
+    student.fit(X, np.roll(y, 1))  # wrong labels, which it must not look at
+    assert (student.predict(X) == teacher.predict(X)).mean() > 0.95
+    assert student.model_.config["dim"] == 16 and student.model_.config["granularity"] == "row"
+    assert {(m.bits, m.strength) for m in watch.low_bit_layers(student.model_)} == {(bits, 1.0)}
+    assert student.pack().score(X, y) == student.score(X, y)
+
+
+def test_the_paper_recipe_is_bitnet(data):
+    config = tb.ViT(bits=1, recipe="paper", **{**FAST, "epochs": 0}).fit(*data).model_.config
+    assert config["granularity"] == "tensor"
+
+
+def test_the_best_recipe_without_a_teacher_learns_the_labels(data):
+    assert tb.ViT(bits=1, recipe="best", **{**FAST, "epochs": 20}, lr=1e-2).fit(*data).score(*data) > 0.9
+
+
+def test_recipes_leave_full_precision_alone(data):
+    a, b = (tb.ViT(bits=32, recipe=r, **{**FAST, "epochs": 2}).fit(*data) for r in (None, "best"))
+    np.testing.assert_array_equal(a.decision_function(data[0]), b.decision_function(data[0]))
+
+
+def test_explicit_arguments_win(data, teacher):
+    with pytest.raises(ValueError, match=r"has dim=16, and dim=32 was given: leave it out"):
+        tb.ViT(recipe="best", distill_from=teacher, dim=32, verbose=0).fit(*data)
+    student = tb.ViT(recipe="best", distill_from=teacher, activation_bits=4, epochs=1, verbose=0).fit(*data)
+    assert student.model_.config["activation_bits"] == 4
+
+
+def test_recipes_that_cannot_be(data):
+    with pytest.raises(ValueError, match=r"recipe must be 'paper', 'best', None or a tb\.train\.Recipe, not 'fast'"):
+        tb.ViT(recipe="fast", **FAST).fit(*data)
+    with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
+        tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)
+    assert find_recipe("best", 32, False, 0.1).stages == (Stage(warmup=0.1),)
+
+
+def test_a_conversion_cut_short_goes_on_with_the_same_bits(data, teacher, tmp_path):
+    """Once while it learns blocks, once while it learns outputs."""
+    options = {"bits": 1, "recipe": "best", "distill_from": teacher, "epochs": 4, "verbose": 0, "random_state": 0}
+    whole = tb.ViT(**options, batch_size=16).fit(*data)
+    for updates in (5, 20):
+        model = tb.ViT(**options, batch_size=16, augment=CutShort(updates))
+        assert model.fit(*data, checkpoint=tmp_path / str(updates), every=1e9).interrupted_
+        model.fit(*data, checkpoint=tmp_path / str(updates), resume=True)
+        np.testing.assert_array_equal(model.decision_function(data[0]), whole.decision_function(data[0]))
+
+
+def test_the_names_are_public():
+    assert {"Recipe", "Stage", "Stages"} <= set(train.__all__)

@@ -1,0 +1,129 @@
+"""Words of the command line that several commands share: kinds of values, and the options of everything that trains."""
+
+import argparse
+import math
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+BAD_INPUT = 2  # exit status
+DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
+RECIPES = ("paper", "best")
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+MODEL_OPTIONS = {
+    "epochs": (count, "passes over the training images"),
+    "batch_size": (count, "images in one update"),
+    "lr": (positive, "peak learning rate"),
+    "dim": (count, "channels of a token"),
+    "depth": (count, "number of blocks"),
+    "heads": (count, "attention heads in a block"),
+    "mlp_ratio": (positive, "width of the MLP divided by dim"),
+    "patch_size": (count, "side of a patch in pixels"),
+}
+
+
+def add_training_arguments(p: Parser) -> None:
+    p.add_argument(
+        "--train-size", type=count, metavar="N", help="train on N images, classes in proportion (default: all)"
+    )
+    p.add_argument("--test-size", type=count, metavar="N", help="test on N images (default: all)")
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
+    p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
+    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
+    group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
+    for name, (kind, text) in MODEL_OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    group.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="start from this model: a file of `tinybitvit train`, or a folder or file that Hugging Face or timm wrote;"
+        " its sizes are taken over",
+    )
+    group.add_argument("--recipe", choices=RECIPES, help="how low-bit models are trained: as the papers do, or best")
+    group.add_argument(
+        "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
+    )
+
+
+def add_study_arguments(p: Parser) -> None:
+    """Those of `study` alone."""
+    p.add_argument(
+        "dataset", metavar="DATASET", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)"
+    )
+    p.add_argument(
+        "--bits",
+        nargs="+",
+        type=bit_width,
+        default=[32, 1.58, 1],
+        help="bit widths of the weights (default: 32 1.58 1)",
+    )
+    p.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for report.html, results.json, figures and models (default: study-DATASET, or sweep-DATASET)",
+    )
+    p.add_argument("--seeds", type=count, default=1, metavar="N", help="train everything N times (default: 1)")
+    p.add_argument("--jobs", type=count, metavar="N", help="models trained at the same time, a core each (default: 1)")
+    p.add_argument("--sweep", action="store_true", help="train at several widths and depths, too")
+    p.add_argument(
+        "--widths", nargs="+", type=count, metavar="N", help="of a sweep (default: half, once and twice the usual dim)"
+    )
+    p.add_argument("--depths", nargs="+", type=count, metavar="N", help="of a sweep (default: half and once the usual)")
+
+
+def bit_width(text: str) -> float:
+    """A bit width: 32 stays a whole number, 1.58 a fraction."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no bit width such as 32, 1.58 or 1; the data set comes first"
+        ) from None
+    return int(value) if value.is_integer() else value
+
+
+def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("train_size", "test_size", "seed", "image_size")}
+
+
+def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given; the others have their defaults elsewhere."""
+    names = (*MODEL_OPTIONS, "init_from", "recipe")
+    return {**{name: value for name in names if (value := getattr(args, name)) is not None}, "device": args.device}
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command as one would type it elsewhere, from nothing: of absolute paths only the last name is kept."""
+
+    def portable(word):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+    return shlex.join(["tinybitvit", *(portable(word) for word in words if word != "--resume")])

@@ -1,0 +1,4 @@
+from .checker import check as check
+from .checker import tasks as tasks
+from .plug import use as use
+from .submission import load as load

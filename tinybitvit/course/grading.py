@@ -1,0 +1,335 @@
+"""From problem sets to grades: nbgrader without a server, one function for each step.
+
+A course is a folder: `source` (masters with solutions), `release` (what students get), `submitted`, `autograded`,
+`feedback` (a page for each student), `gradebook.db`, `grades.csv` and `answers-<set>.csv` (prose, graded by hand).
+Grading runs the students' code with the rights of whoever grades; docs/instructors.md says how to isolate it.
+"""
+
+import csv
+import io
+import logging
+import os
+import re
+import shutil
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 60  # seconds a cell may take
+ANSWER_COLUMNS = ["student", "question", "answer", "max_points", "points", "comment"]
+# "*" and its like select several students where nbgrader looks for one.
+STUDENT = re.compile(r"\w[\w .,@'()=-]*")
+
+
+def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -> None:
+    """Fill an nbgrader configuration for the course in the folder `root`; also what its `nbgrader_config.py` calls."""
+    from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
+    from nbgrader import preprocessors as stock
+
+    from .preprocessors import HideHiddenTests, RepairCells
+
+    root = Path(root).resolve()
+    config.CourseDirectory.course_id = "tinybitvit"
+    config.CourseDirectory.root = str(root)
+    config.Execute.timeout = timeout
+    config.Execute.interrupt_on_timeout = True
+    # Nobody needs to be told, once for each student, that kernel and grader talk over local sockets.
+    config.Execute.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--IPKernelApp.log_level=ERROR"]
+    config.LimitOutput.max_lines = 200
+    # nbgrader gives no points to a cell with text on stderr, and that may be a warning from a library: drop such text.
+    config.IgnorePattern.enabled = True
+    config.IgnorePattern.pattern = r"(?s)."
+    config.RepairCells.release = str(root / "release")
+    config.Autograde.sanitize_preprocessors = [
+        stock.ClearOutput,
+        RepairCells,
+        stock.DeduplicateIds,
+        stock.OverwriteKernelspec,
+        stock.OverwriteCells,
+        stock.CheckCellMetadata,
+    ]
+    config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, CSSHTMLHeaderPreprocessor]
+
+
+def new(folder: str | PathLike, assignments: str | PathLike | None = None) -> list[str]:
+    """Set up a course in a new folder with a copy of every problem set; their names.
+
+    assignments: a folder of masters `<set>.ipynb` (None: those of the checkout that this package runs from).
+    """
+    _require_nbgrader()
+    root = Path(folder)
+    masters = Path(__file__).parents[2] / "tutorials" / "assignments" if assignments is None else Path(assignments)
+    found = sorted(masters.glob("*.ipynb"))
+    if not found:
+        raise ValueError(
+            f"no problem sets (*.ipynb) in {masters}: name the folder tutorials/assignments of a checkout"
+            " with --assignments"
+        )
+    if (root / "source").exists():
+        raise ValueError(f"{root} holds a course already: choose another folder, so that nothing is overwritten")
+    for master in found:
+        place = root / "source" / master.stem
+        place.mkdir(parents=True)
+        shutil.copy(master, place)
+    (root / "nbgrader_config.py").write_text(
+        "# For nbgrader's own commands and pages. `tinybitvit course` does not need this file.\n"
+        "from tinybitvit.course.grading import configure\n\n"
+        "configure(get_config())  # noqa: F821\n",
+        encoding="utf-8",
+    )
+    return [master.stem for master in found]
+
+
+def release(name: str, course: str | PathLike = ".") -> Path:
+    """Write the students' version of a problem set, without solutions and hidden tests; its path."""
+    _require_nbgrader()
+    from nbgrader.converters import GenerateAssignment
+
+    root = Path(course).resolve()
+    master = root / "source" / name / f"{name}.ipynb"
+    if not master.is_file():
+        raise ValueError(f"there is no {master}: start a course with `tinybitvit course new`")
+    problem = _convert(GenerateAssignment, root, name)
+    if problem:
+        raise ValueError(f"nbgrader could not release {name}: {problem}")
+    return root / "release" / name / f"{name}.ipynb"
+
+
+def grade(name: str, submissions: str | PathLike, course: str | PathLike = ".", timeout: int = TIMEOUT) -> Path:
+    """Grade a folder of submissions, print a line for each, and write `grades.csv`; its path.
+
+    submissions: `<student>.ipynb` files, or folders `<student>` that hold one notebook each, at any depth. timeout:
+    seconds that a cell may take. What goes wrong with one submission stands in its line and stops no other.
+    """
+    _require_nbgrader()
+    from nbgrader.converters import Autograde
+
+    root = Path(course).resolve()
+    _require_release(name, root)
+    found = find_submissions(Path(submissions))
+    for student, path in found.items():
+        place = root / "submitted" / student / name / f"{name}.ipynb"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+        problem = _convert(Autograde, root, name, student, timeout)
+        row = next(row for row in _grades(root, name) if row["student"] == student)
+        print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
+    _write_answers(root, name)
+    return _write_grades(root)
+
+
+def feedback(name: str, course: str | PathLike = ".") -> Path:
+    """Take over the points for prose from `answers-<set>.csv`, write `grades.csv` and a page for each student.
+
+    Returns the folder of the pages, `feedback/<student>/<set>/<set>.html`.
+    """
+    _require_nbgrader()
+    from nbgrader.converters import GenerateFeedback
+
+    root = Path(course).resolve()
+    _require_release(name, root)
+    graded = [path.name for path in sorted((root / "autograded").glob("*")) if (path / name).is_dir()]
+    if not graded:
+        raise ValueError(f"no submission of {name} is graded: run `tinybitvit course grade {name}` first")
+    _read_answers(root, name)
+    for student in graded:
+        if problem := _convert(GenerateFeedback, root, name, student):
+            raise ValueError(f"nbgrader could not write the feedback for {student}: {problem}")
+    _write_grades(root)
+    return root / "feedback"
+
+
+def find_submissions(folder: Path) -> dict[str, Path]:
+    """Student -> notebook. ValueError where a name cannot be a student's, or a folder does not hold one notebook."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name the folder that holds the submissions")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__")):
+            continue  # what file systems and archives leave behind
+        student = path.stem if path.suffix == ".ipynb" else path.name
+        inside = [path] if path.is_file() else [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+        if path.is_file() and path.suffix != ".ipynb":
+            continue
+        if len(inside) != 1:
+            raise ValueError(f"{path} holds {len(inside)} notebooks: leave in it the one to be graded")
+        if not STUDENT.fullmatch(student) or student in found:
+            raise ValueError(f"{path}: {student!r} cannot be a student's name here, or comes twice: rename it")
+        found[student] = inside[0]
+    if not found:
+        raise ValueError(f"no notebook (*.ipynb) in {folder}")
+    return found
+
+
+# --- nbgrader ---------------------------------------------------------------------------------------------------------
+
+
+def _require_nbgrader() -> None:
+    try:
+        import nbgrader  # noqa: F401
+    except ImportError as error:
+        raise ImportError('courses need nbgrader: run pip install "tinybitvit[course]"') from error
+
+
+def _require_release(name: str, root: Path) -> None:
+    if not (root / "release" / name / f"{name}.ipynb").is_file():
+        raise ValueError(f"{name} is not released in {root}: run `tinybitvit course release {name}` there first")
+
+
+def _convert(converter: type, root: Path, name: str, student: str = ".", timeout: int = TIMEOUT) -> str | None:
+    """Run one of nbgrader's converters; None, or what went wrong."""
+    from nbgrader.coursedir import CourseDirectory
+    from traitlets.config import Config
+
+    config = Config()
+    configure(config, root, timeout)
+    # A logger of our own: nbgrader's goes to stderr.
+    log, text = logging.Logger("nbgrader"), io.StringIO()
+    log.addHandler(logging.StreamHandler(text))
+    with _quiet():
+        folder = CourseDirectory(config=config, log=log, assignment_id=name, student_id=student)
+        app = converter(coursedir=folder, config=config, log=log, force=True)
+        try:
+            app.start()
+        except Exception as error:  # nbgrader raises many kinds, most of them after logging what matters
+            lines = [line for line in text.getvalue().splitlines() if re.match(r"\S*(Error|Exception|Died)\b.*:", line)]
+            return " ".join((lines[-1] if lines else str(error)).split())
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block no warnings of nbgrader's, and the programs of this Python are on the PATH.
+
+    A new gradebook asks the program `alembic` for its version.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ["PATH"] = path
+
+
+@contextmanager
+def _gradebook(root: Path) -> Iterator[Any]:
+    from nbgrader.api import Gradebook
+
+    with _quiet(), Gradebook(f"sqlite:///{root / 'gradebook.db'}", "tinybitvit") as book:
+        yield book
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _grades(root: Path, name: str | None = None) -> list[dict[str, Any]]:
+    """A row for each submission: its points in all, in each task and for the prose (empty: not graded yet)."""
+    rows = []
+    with _gradebook(root) as book:
+        for assignment in book.assignments:
+            if name not in (None, assignment.name):
+                continue
+            for submission in book.assignment_submissions(assignment.name):
+                row = {"assignment": assignment.name, "student": submission.student.id, "score": 0.0, "max_score": 0.0}
+                for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
+                    column, points = _column(grade.name), _points(grade)
+                    row["max_score"] += grade.max_score
+                    row["score"] += points or 0
+                    if points is not None:
+                        row[column] = row.get(column, 0.0) + points
+                # nbgrader removes what it began to write where it could not go on
+                whole = (root / "autograded" / submission.student.id / assignment.name).is_dir()
+                row["note"] = "" if whole else "could not be graded"
+                rows.append(row)
+    return sorted(rows, key=lambda row: (row["assignment"], row["student"]))
+
+
+def _points(grade: Any) -> float | None:
+    """The points of a graded cell, None while they wait for a human."""
+    if grade.manual_score is not None:
+        return grade.manual_score + (grade.extra_credit or 0)
+    return grade.auto_score
+
+
+def _column(cell: str) -> str:
+    """The column of a graded cell: "ps3-2-hidden" belongs to task 2, "ps3-why" to the prose."""
+    match = re.match(r"\w+-(\d+)(-|$)", cell)
+    return f"task {match[1]}" if match else "prose"
+
+
+def _write_grades(root: Path) -> Path:
+    rows = _grades(root)
+    columns = sorted({c for row in rows for c in row if c.startswith("task ")}, key=lambda c: int(c.split()[1]))
+    path = root / "grades.csv"
+    header = ["assignment", "student", "score", "max_score", *columns, "prose", "note"]
+    _write_csv(path, header, rows)
+    return path
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    # utf-8-sig: Excel takes a file without the mark for another encoding.
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _answers_path(root: Path, name: str) -> Path:
+    return root / f"answers-{name}.csv"
+
+
+def _write_answers(root: Path, name: str) -> None:
+    """Every answer in prose that waits for its points, or has them."""
+    import nbformat
+
+    _read_answers(root, name)  # points that were typed in and not yet taken over
+    rows = []
+    with _gradebook(root) as book:
+        for submission in book.assignment_submissions(name):
+            path = root / "autograded" / submission.student.id / name / f"{name}.ipynb"
+            cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+            texts = {c.metadata.nbgrader.grade_id: c.source for c in cells if "nbgrader" in c.metadata}
+            for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
+                if _column(grade.name) == "prose":
+                    comment = book.find_comment(grade.name, name, name, submission.student.id)
+                    rows.append(
+                        {
+                            "student": submission.student.id,
+                            "question": grade.name,
+                            "answer": texts.get(grade.name, ""),
+                            "max_points": grade.max_score,
+                            "points": "" if grade.manual_score is None else grade.manual_score,
+                            "comment": comment.manual_comment or "",
+                        }
+                    )
+    _write_csv(_answers_path(root, name), ANSWER_COLUMNS, rows)
+
+
+def _read_answers(root: Path, name: str) -> None:
+    """Take the points and comments of `answers-<set>.csv` into the gradebook. ValueError for points out of range."""
+    path = _answers_path(root, name)
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with _gradebook(root) as book:
+        for row in rows:
+            student, question, points = row["student"], row["question"], row["points"].strip()
+            grade = book.find_grade(question, name, name, student)
+            comment = book.find_comment(question, name, name, student)
+            if points:
+                try:
+                    grade.manual_score = float(points.replace(",", "."))
+                except ValueError:
+                    raise ValueError(f"{path}: {points!r} are no points for {student}: type a number") from None
+                if not 0 <= grade.manual_score <= grade.max_score:
+                    raise ValueError(f"{path}: {points} points for {student}: {question} has 0 to {grade.max_score:g}")
+                grade.needs_manual_grade = False
+            comment.manual_comment = row["comment"].strip() or None
+        book.db.commit()

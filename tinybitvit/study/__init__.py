@@ -1,0 +1,35 @@
+"""The study: Vision Transformers trained at several bit widths on the same images, and what that costs.
+
+From the bottom: `presets` (data), `run` (one model), `results` (results.json and its statistics), `pictures`, and
+`sweep` with the two programs, `run_study` and `run_sweep`.
+"""
+
+from .pictures import draw, figures, result_figures, table_figure, write_report
+from .presets import PRESETS, load_data, preset, stretch, subset
+from .results import open_folder, read_results
+from .run import Run, Study, measure, settings, start_model, train_model, train_run
+from .sweep import run_study, run_sweep
+
+__all__ = [
+    "PRESETS",
+    "preset",
+    "load_data",
+    "subset",
+    "stretch",
+    "Study",
+    "Run",
+    "start_model",
+    "train_model",
+    "train_run",
+    "measure",
+    "settings",
+    "open_folder",
+    "read_results",
+    "figures",
+    "result_figures",
+    "table_figure",
+    "write_report",
+    "draw",
+    "run_study",
+    "run_sweep",
+]

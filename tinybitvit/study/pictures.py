@@ -1,0 +1,138 @@
+"""The figures of a study, most of them from results.json alone, and its report."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinybitvit as tb
+
+from .. import report, viz, web
+from ..data import Dataset
+from ..files import write_file
+from .run import Run, Study
+
+LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
+PICTURED = 4  # test images in the attention figure
+MOST_CURVES, MOST_MATRICES = 8, 4  # more would not be told apart
+
+
+def write_report(study: Study, results: report.Results, data: Dataset, runs: Sequence[Run]) -> None:
+    """results.json, figures as PNG files, and report.html that holds them; prints what the folder holds.
+
+    data: the images of the first seed; attention maps and try.html are of its models, and left out for a sweep.
+    """
+    folder, pictures, written = study.folder, {}, ["results.json", "report.html"]
+    write_file(folder / "results.json", report.to_json(results))
+    models = {}
+    if not runs[0].shape:
+        first = [run for run in runs if run.seed == runs[0].seed and study.model_file(run).exists()]
+        models = {report.model_name(run.bits): tb.load(study.model_file(run)) for run in first}
+    for file, heading, caption, figure in figures(results, data, models):
+        png = png_bytes(figure)
+        pictures[heading] = png, caption
+        write_file(folder / file, png)
+        written.append(file)
+    write_file(folder / "report.html", report.page(results, pictures).encode())
+    sizes = [4 / 3 * entry["weight_bytes"] for entry in results["summary"]]
+    if models and sum(sizes) < LARGEST_PAGE:
+        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]).encode())
+        written.append("try.html")
+    names = [*written, *(["models"] if (folder / "models").is_dir() else [])]
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    print("written:", *(shown / name for name in names))
+
+
+def png_bytes(figure: Any) -> bytes:
+    """A matplotlib Figure as a PNG file, its texts as they are: a class name may hold dollar signs but no formula."""
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"]) -> Iterator[tuple]:
+    """(file name, heading, caption, matplotlib Figure) of each picture in the report."""
+    yield from result_figures(results)
+    if not models:
+        return
+    labels = np.array(data.classes)[data.y_test]
+    shown = np.unique(data.y_test, return_index=True)[1][:PICTURED]  # the first image of each of the first classes
+    X, y = data.X_test[shown], labels[shown]
+    several = len(models) > 1
+    record = viz.compare_attention(models, X, y) if several else viz.attention(next(iter(models.values())), X)
+    yield (
+        "attention.png",
+        "Attention",
+        "From which patches the last layer's tokens draw, by attention rollout through all layers.",
+        record.plot(),
+    )
+
+
+def result_figures(results: report.Results) -> Iterator[tuple]:
+    """(file name, heading, caption, matplotlib Figure) of each picture that results.json alone gives."""
+    groups = {
+        report.entry_name(entry, results): [
+            m for m in results["models"] if all(m[key] == entry[key] for key in ("bits", "dim", "depth"))
+        ]
+        for entry in results["summary"]
+    }
+    over_seeds = ", mean over the seeds" if len(results["seeds"]) > 1 else ""
+    taught = results["settings"].get("recipe") == "best"
+    if report.is_sweep(results):
+        yield (
+            "pareto.png",
+            "Accuracy against bytes",
+            "Bytes of the whole model with its low-bit weights packed; bars are 95 % intervals. The line joins the"
+            " models that no other beats in both: the Pareto front.",
+            viz.plot_pareto(report.pareto_points(results)),
+        )
+    if len(groups) <= MOST_CURVES:
+        yield (
+            "loss.png",
+            "Training",
+            f"Loss and accuracy on the training images as they were seen, augmented, in each epoch{over_seeds}."
+            + (" Models with a teacher learn what it does, in stages: their losses are other quantities." * taught),
+            viz.plot_history(
+                {name: mean_history(models) for name, models in groups.items()},
+                "loss of the stage" if taught else "cross-entropy (nats)",
+            ),
+        )
+    if len(groups) <= MOST_MATRICES:
+        yield (
+            "confusion.png",
+            "Confusion matrices",
+            f"Test images{' of all seeds' if over_seeds else ''}: true classes down, predicted ones across.",
+            viz.plot_confusion_matrices(
+                {name: np.sum([m["confusion_matrix"] for m in models], axis=0) for name, models in groups.items()},
+                results["classes"],
+            ),
+        )
+
+
+def table_figure(results: report.Results) -> Any:
+    """The table of a report as a matplotlib Figure."""
+    return viz.plot_table([list(report.columns(results)), *report.rows(results)])
+
+
+def mean_history(models: Sequence[report.Results]) -> dict[str, list]:
+    """The curves of several runs as one: the mean over those that have the epoch."""
+    histories = [model["history"] for model in models]
+    mean: dict[str, list] = {}
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        epochs = range(max(len(history[key]) for history in histories))
+        values = [[h[key][e] for h in histories if e < len(h[key]) and h[key][e] is not None] for e in epochs]
+        mean[key] = [sum(v) / len(v) if v else None for v in values]
+    return mean
+
+
+def draw(folder: Path, results: report.Results) -> list[Path]:
+    """Write table.png and `result_figures` into a folder; returns their paths."""
+    pictures = [("table.png", table_figure(results))]
+    pictures += [(file, figure) for file, _, _, figure in result_figures(results)]
+    for file, figure in pictures:
+        write_file(folder / file, png_bytes(figure))
+    return [folder / file for file, _ in pictures]

@@ -1,0 +1,86 @@
+"""What a study is made on: the data sets, cut down and stretched as asked for, and the options that suit them."""
+
+from functools import lru_cache
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from ..data import DOWNLOADED, DataError, Dataset, load
+
+# What differs from the defaults of tb.ViT, which are for the digits and serve any folder of small pictures.
+LARGE = {"depth": 6, "patch_size": 4, "batch_size": 128, "epochs": 10, "lr": 1e-3}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "fashion-mnist": {**LARGE, "dim": 128, "heads": 4},
+    "cifar10": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
+    "cifar100": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
+}
+SHAPE = ("dim", "depth", "heads", "mlp_ratio", "patch_size")  # what a model to start from brings along
+
+
+def preset(dataset: str | PathLike, init_from: Any = None) -> dict[str, Any]:
+    """Options of tb.ViT for a data set; without those that the model to start from decides."""
+    options = PRESETS.get(str(dataset), {})
+    return {name: value for name, value in options.items() if init_from is None or name not in SHAPE}
+
+
+def load_data(
+    dataset: str | PathLike,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+) -> Dataset:
+    """A data set by name or folder, cut down to so many training and test images (None: all), classes in proportion.
+
+    The seed chooses these images, and the split where the data set has none of its own (digits, a folder without train/
+    and test/). image_size: the side to which all images are stretched.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed must lie in 0..{2**32 - 1}, not {seed}")
+    options: dict[str, Any] = {} if dataset in DOWNLOADED else {"seed": seed}
+    if image_size is not None and dataset not in PRESETS:
+        options["size"] = image_size  # the files of a folder can differ in size
+    data = load(dataset, **options)
+    rng = np.random.default_rng(seed)
+    train = subset(data.y_train, train_size, rng, f"training images of {data.name}")
+    test = subset(data.y_test, test_size, rng, f"test images of {data.name}")
+    X_train, X_test = data.X_train[train], data.X_test[test]
+    if image_size is not None:
+        X_train, X_test = stretch(X_train, image_size), stretch(X_test, image_size)
+    return data._replace(X_train=X_train, y_train=data.y_train[train], X_test=X_test, y_test=data.y_test[test])
+
+
+# The models of a study follow one another on the same images, which take seconds to read and stretch.
+load_data_once = lru_cache(maxsize=1)(load_data)
+
+
+def subset(y: np.ndarray, size: int | None, rng: np.random.Generator, what: str = "images") -> np.ndarray:
+    """Positions of `size` random elements of the labels y, rising; classes in proportion, each at least once."""
+    if size is None:
+        return np.arange(len(y))
+    classes = np.unique(y)
+    if not len(classes) <= size <= len(y):
+        raise DataError(
+            f"{size} of the {len(y)} {what} were asked for: take {len(classes)} (one of each class) to {len(y)}"
+        )
+    order, place = rng.permutation(len(y)), np.empty(len(y))
+    for c in classes:
+        members = order[y[order] == c]
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        place[members[0]] = -1.0
+    return np.sort(np.argsort(place, kind="stable")[:size])
+
+
+def stretch(X: np.ndarray, side: int) -> np.ndarray:
+    """Images (N, H, W, C) uint8, C = 1 or 3, as (N, side, side, C) uint8, by Pillow's bicubic filter."""
+    from PIL import Image
+
+    if X.shape[1:3] == (side, side):
+        return X
+    stretched = np.empty((len(X), side, side, X.shape[3]), np.uint8)
+    for i, image in enumerate(X):
+        picture = Image.fromarray(image[..., 0] if X.shape[3] == 1 else image)
+        stretched[i] = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)).reshape(side, side, -1)
+    return stretched

@@ -1,0 +1,206 @@
+"""results.json: every run of a study, the statistics over its seeds, and how it was made."""
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinybitvit as tb
+
+from ..data import Dataset
+from ..report import Results
+from ..train import cores, delete_checkpoints
+from ..train.checkpoint import describe
+from .run import Run, Study, source_name
+
+SCORES = ("accuracy", "precision", "recall", "f1")
+CONFIDENCE = 0.95
+FREE = ("device", "workers", "verbose")  # options that may change from one part of a study to the next
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def open_folder(folder: Path) -> None:
+    """Make the folder and write into it for a trial: a mistake is to cost a second and not the time of a training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(1 << 20))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write into {folder}: {error.strerror}; choose another folder") from error
+
+
+def read_results(path: str | os.PathLike) -> Results:
+    """The content of a results.json, or of the one in a folder. Raises ValueError for any other file."""
+    path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not {"models", "summary", "options", "classes"} <= set(results):
+            raise ValueError("it lacks the runs of a study")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no results.json of a study ({error}): give the folder of one") from error
+    return results
+
+
+def begin(study: Study, data: Dataset, runs: Sequence[Run], resume: bool, command: str | None) -> Results:
+    """Fresh results, or (resume) those in the folder without the models that Ctrl-C cut short.
+
+    Raises ValueError where the folder holds an unfinished study and `resume` is False, or another study than this one.
+    """
+    results, path = new_results(study, data, runs, command), study.folder / "results.json"
+    earlier = read_results(path) if path.exists() else None
+    unfinished = earlier is not None and len(earlier["models"]) < earlier["planned"]
+    if not resume:
+        if unfinished or list(study.folder.glob("checkpoints/*/checkpoint-*.safetensors")):
+            raise ValueError(f"{study.folder} holds an unfinished study: resume it, or delete that folder")
+    elif earlier is not None:
+        for name in sorted({*results["options"], *earlier["options"]}):
+            mine, theirs = results["options"].get(name), earlier["options"].get(name)
+            if mine != theirs:
+                raise ValueError(
+                    f"{study.folder} holds another study: {name} was {theirs} and is now {mine};"
+                    " give what it was, or choose another folder"
+                )
+        results |= {"settings": earlier["settings"], "seeds": sorted({*earlier["seeds"], *results["seeds"]})}
+        results["models"] = [m for m in earlier["models"] if not m["interrupted"]]
+        results["planned"] = len({run.name for run in runs} | {m["name"] for m in results["models"]})
+        sum_up(results)
+    return results
+
+
+def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str | None) -> Results:
+    options = {**study.data, **{k: v for k, v in study.options.items() if k not in FREE}}
+    options["dataset"] = data.name  # a folder may have been moved
+    if "init_from" in options:
+        options["init_from"] = source_name(options["init_from"])
+    return {
+        "dataset": data.name,
+        "train_size": len(data.y_train),
+        "test_size": len(data.y_test),
+        "image_shape": list(data.X_train.shape[1:]),
+        "classes": list(data.classes),
+        "seeds": sorted({run.seed for run in runs}),
+        "command": command,
+        "options": {name: describe(value) for name, value in options.items() if value is not None},
+        "settings": {},
+        "environment": {"tinybitvit": tb.__version__, "Python": platform.python_version()}
+        | {name: version(name) for name in ("numpy", "scikit-learn")},
+        "machine": machine(),
+        "planned": len(runs),
+        "interrupted": False,
+        "seconds": 0.0,
+        "summary": [],
+        "models": [],
+    }
+
+
+def machine() -> str:
+    """What computes, without the name of the machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor that does not tell
+        model = platform.machine()
+    return f"{cores()} cores, {model}, {platform.system()}"
+
+
+def add_run(results: Results, found: Results, order: Sequence[str]) -> None:
+    """Put the entry of a model that was trained into the results, in the order of the names of all runs."""
+    own = found.pop("settings")
+    common = results["settings"] or own
+    results["settings"] = {name: value for name, value in common.items() if own.get(name) == value}
+    models = [m for m in results["models"] if m["name"] != found["name"]] + [found]
+    place = {name: i for i, name in enumerate(order)}
+    results["models"] = sorted(models, key=lambda m: place.get(m["name"], len(place)))
+    results["interrupted"] = results["interrupted"] or found["interrupted"]
+    sum_up(results)
+
+
+def sum_up(results: Results) -> None:
+    """Bring what follows from the models up to date."""
+    results["seconds"] = sum(m["seconds"] for m in results["models"])
+    results["summary"] = summarize(results["models"], results["test_size"])
+
+
+def close(study: Study, runs: Iterable[Run]) -> None:
+    """Delete the checkpoints of runs whose results are written."""
+    for run in runs:
+        delete_checkpoints(study.checkpoints(run))
+    if (parent := study.folder / "checkpoints").is_dir() and not list(parent.iterdir()):
+        parent.rmdir()
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def summarize(models: Sequence[Results], test_size: int) -> list[dict[str, Any]]:
+    """An entry for each bit width and shape, over its seeds: scores with their intervals, size, mean seconds.
+
+    `gap` is the accuracy of the full-precision model of the same seed and shape less its own (None where there is no
+    such model). `front`: whether no other entry has fewer bytes and at least its accuracy, or as few and a better one.
+    """
+    groups: dict[tuple, list[Results]] = {}
+    one_seed = len({model["seed"] for model in models}) == 1
+    for model in models:
+        groups.setdefault((model["bits"], model["dim"], model["depth"]), []).append(model)
+    summary = []
+    for (bits, dim, depth), members in groups.items():
+        entry = {"bits": bits, "dim": dim, "depth": depth, "seeds": [m["seed"] for m in members]}
+        entry |= {score: interval([m[score] for m in members]) for score in SCORES}
+        if one_seed:
+            entry["accuracy"] = binomial_interval(members[0]["accuracy"], test_size)
+        twins = {m["seed"]: m["accuracy"] for m in groups.get((32, dim, depth), [])}
+        gaps = [twins[m["seed"]] - m["accuracy"] for m in members if m["seed"] in twins]
+        entry["gap"] = interval(gaps) if gaps and bits != 32 else None
+        entry |= {key: members[0][key] for key in ("parameters", "weight_bytes", "effective_bits")}
+        entry["seconds"] = sum(m["seconds"] for m in members) / len(members)
+        entry["interrupted"] = any(m["interrupted"] for m in members)
+        summary.append(entry)
+    for entry in summary:
+        entry["front"] = on_front(entry, summary)
+    return summary
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half the width of its 95 % confidence interval by Student's t; None for one value, which tells none."""
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return {"mean": mean, "half_width": None, "low": None, "high": None}
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1)) / math.sqrt(n)
+    return {"mean": mean, "half_width": half, "low": mean - half, "high": mean + half}
+
+
+def binomial_interval(share: float, n: int) -> dict[str, Any]:
+    """The 95 % confidence interval (Wilson 1927) of a share that was counted in n images, as `interval` gives it.
+
+    It says what other test images would change, and nothing about other seeds. It is not symmetric about the share.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + CONFIDENCE) / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return {"mean": share, "half_width": half, "low": centre - half, "high": centre + half}
+
+
+def on_front(entry: dict[str, Any], others: Iterable[dict[str, Any]]) -> bool:
+    """Whether an entry is Pareto-optimal in bytes and mean accuracy."""
+    size, accuracy = entry["weight_bytes"], entry["accuracy"]["mean"]
+    return not any(
+        other["weight_bytes"] <= size
+        and other["accuracy"]["mean"] >= accuracy
+        and (other["weight_bytes"] < size or other["accuracy"]["mean"] > accuracy)
+        for other in others
+    )

@@ -1,0 +1,176 @@
+"""One model of a study: trained, measured and saved."""
+
+import multiprocessing
+import signal
+import threading
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import tinybitvit as tb
+
+from .. import report
+from ..data import Dataset
+from ..files import FORMAT, CheckpointError, read_header
+from ..quant import choose_layout, describe
+from ..train import single_threaded_blas
+from .presets import load_data_once
+
+
+class Run(NamedTuple):
+    """What one model differs in from the others of its study."""
+
+    bits: float
+    seed: int
+    shape: dict[str, int]  # dim, depth and heads where they are swept over
+    teacher: bool = False  # whether it learns from the full-precision model of the same seed and shape
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        shape = "".join(f"-{key}-{self.shape[key]}" for key in ("dim", "depth") if key in self.shape)
+        return f"{report.model_name(self.bits).replace(' ', '-')}{shape}-seed-{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        shape = f", {self.shape['dim']} wide, {self.shape['depth']} deep" if self.shape else ""
+        return f"{report.model_name(self.bits)}{shape}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the models of a study have in common, as a process of its own needs it.
+
+    folder: of all files. data: arguments of `load_data` but the seed. options: of tb.ViT.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def model_file(self, run: Run) -> Path:
+        return self.folder / "models" / f"{run.name}.safetensors"
+
+    def checkpoints(self, run: Run) -> Path:
+        return self.folder / "checkpoints" / run.name
+
+
+def train_model(
+    data: Dataset, checkpoint: str | PathLike | None = None, resume: bool = False, **options: Any
+) -> tuple["tb.ViT", float]:
+    """A tb.ViT with these options fitted on the training images, its labels the class names; the seconds that took.
+
+    checkpoint, resume: see `tb.ViT.fit`; the seconds include those before the run was cut short.
+    """
+    names = np.array(data.classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that overflow: the Trainer says it in one sentence
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few images of many classes
+        model = tb.ViT(**options).fit(data.X_train, names[data.y_train], checkpoint=checkpoint, resume=resume)
+    if model.interrupted_ and not model.n_iter_:
+        raise KeyboardInterrupt  # before the end of the first epoch: there is nothing to report on
+    return model, sum(model.history_["seconds"])
+
+
+def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False) -> report.Results:
+    """Train and save one model; returns its entry for results.json, with the study's settings as it met them.
+
+    shared: other runs compute beside it on the same cores, so that it takes one of them and prints nothing.
+    """
+    data = load_data_once(**study.data, seed=run.seed)
+    options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
+    if "init_from" in options:
+        options["init_from"] = start_model(options["init_from"])
+    if shared:
+        leave_interrupts_to_parent()
+        options |= {"workers": 1, "verbose": 0}
+    if run.teacher:
+        teacher = tb.load(study.model_file(run._replace(bits=32)), options.get("device", "cpu"))
+        options["distill_from"] = teacher.set_params(workers=options.get("workers", "auto"))
+        options.pop("init_from", None)  # it starts from its teacher, which started from there
+    with single_threaded_blas() if shared else nullcontext():
+        model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
+        guess = model.predict(data.X_test)
+    save(model, study.model_file(run))
+    found = measure(model, data, guess)
+    common = settings(model)
+    if "init_from" in study.options:
+        common["init_from"] = source_name(study.options["init_from"])
+    return {"name": run.name, "seed": run.seed, **found, "seconds": seconds, "settings": common}
+
+
+def leave_interrupts_to_parent() -> None:
+    """In a process that joblib started: Ctrl-C strikes all processes of a terminal, and one is to tell of it.
+
+    The parent then ends the others; their runs go on from their last checkpoint.
+    """
+    if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def start_model(source: Any) -> Any:
+    """A model to start from, as tb.ViT takes it: the content of a file of tb.ViT.save, anything else as it is."""
+    if isinstance(source, (str, PathLike)) and Path(source).is_file() and FORMAT in read_header(source):
+        return tb.load(source)
+    return source
+
+
+def save(model: "tb.ViT", path: Path) -> None:
+    """The model as a file. A fault of the disk costs one printed line: the result is worth more than the model."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path, packed=model.bits != 32)
+    except (OSError, CheckpointError) as error:
+        print(f"model not saved, the study goes on: {error}", flush=True)
+
+
+def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
+    """Scores of its guesses for the test images (macro means over classes), and its size in a packed file."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    y = np.array(data.classes)[data.y_test]
+    labels = list(data.classes)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        y, guess, labels=labels, average="macro", zero_division=0
+    )
+    network = model.model_
+    shipped = describe(network if model.bits == 32 else network.pack(choose_layout(model.bits, "disk")))[-1]
+    return {
+        "bits": model.bits,
+        "dim": network.config["dim"],
+        "depth": network.config["depth"],
+        "accuracy": float((guess == y).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "parameters": sum(p.size for p in network.parameters()),
+        "weight_bytes": shipped.bytes,
+        "effective_bits": shipped.effective_bits,
+        "confusion_matrix": confusion_matrix(y, guess, labels=labels).tolist(),
+        "history": {key: [shortened(value) for value in values] for key, values in model.history_.items()},
+        "interrupted": model.interrupted_,
+    }
+
+
+def shortened(value: Any) -> Any:
+    """A float with the six digits that a curve needs: histories are most of results.json."""
+    return float(f"{value:.6g}") if isinstance(value, (float, np.floating)) else value
+
+
+def settings(model: "tb.ViT") -> dict[str, Any]:
+    """How a model was made, as JSON takes it."""
+    names = ("recipe", "epochs", "batch_size", "lr", "activation_bits", "augment")
+    given = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    shape = {name: model.model_.config[name] for name in ("dim", "depth", "heads", "mlp_ratio")}
+    return {**given, **shape, "patch_size": list(model.model_.embed.patch.patch_size)}
+
+
+def source_name(source: Any) -> str:
+    """What a model started from, in a word: the name of a file or folder, without the way to it."""
+    return Path(source).name if isinstance(source, (str, PathLike)) else type(source).__name__

@@ -1,0 +1,210 @@
+"""Many models: bit widths and seeds (`run_study`), and widths and depths besides (`run_sweep`)."""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import tinybitvit as tb
+
+from .. import report
+from ..data import Dataset
+from ..files import write_file
+from ..models import source_of
+from ..quant import check_bits
+from ..train.loop import clock
+from .pictures import write_report
+from .presets import PRESETS, load_data_once, preset
+from .results import add_run, begin, close, open_folder
+from .run import Run, Study, start_model, train_run
+
+
+def run_study(
+    dataset: str | PathLike = "digits",
+    bits: Sequence[float] = (32, 1.58, 1),
+    *,
+    out: str | PathLike | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    image_size: int | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> report.Results:
+    """Train the same ViT at each width; write results.json, report.html, figures and models into the folder `out`.
+
+    dataset, train_size, test_size, image_size: see `load_data`. out: study-DATASET unless given. seeds: how many runs
+    of everything, with the seeds seed, seed + 1, ...; each draws its own split and subset where there is a choice.
+    options: of tb.ViT, before those of PRESETS. recipe="best": the low-bit models learn from the full-precision model
+    of the same seed (distill_from), which is trained first, also where `bits` leaves it out. init_from: also a file of
+    tb.ViT.save. command: what to write down as the command that made the results.
+
+    jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
+    results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
+    the models in training are saved into `out`; with `resume` a study that was cut short goes on from there, and a
+    finished one trains what more seeds or bit widths ask for. Returns the content of results.json. Raises ValueError
+    for impossible arguments and OSError where `out` cannot be written, before any training, and CheckpointError where
+    it cannot be written later.
+    """
+    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
+    return run_all(dataset, bits, [{}], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+
+
+def run_sweep(
+    dataset: str | PathLike = "digits",
+    bits: Sequence[float] = (32, 1.58, 1),
+    widths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
+    *,
+    out: str | PathLike | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    image_size: int | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> report.Results:
+    """Train ViTs at each bit width, width (`dim`) and depth: which of them gives most accuracy for its bytes?
+
+    widths: half, once and twice that of the data set unless given; depths: half and once. Heads keep the number of
+    channels that they have at the usual width, unless `heads` is given. out: sweep-DATASET unless given. The rest as in
+    `run_study`; the report has the Pareto front instead of attention maps.
+
+    jobs=None leaves the number of processes to joblib: one, or those of a cluster within
+    `joblib.parallel_config(backend=...)`; their machines must see the data and the folder `out` under the same paths.
+    """
+    if options.get("init_from") is not None:
+        raise ValueError("a sweep trains networks of other widths and depths than a model to start from has: leave out")
+    usual = {**{name: default_of(name) for name in ("dim", "depth", "heads")}, **preset(dataset), **options}
+    widths = widths or sorted({max(1, usual["dim"] // 2), usual["dim"], 2 * usual["dim"]})
+    depths = depths or sorted({max(1, usual["depth"] // 2), usual["depth"]})
+    per_head = usual["dim"] // usual["heads"]
+    shapes = []
+    for dim, depth in product(dict.fromkeys(widths), dict.fromkeys(depths)):
+        heads = options.get("heads") or max(h for h in range(1, max(1, dim // per_head) + 1) if dim % h == 0)
+        shapes.append({"dim": dim, "depth": depth, "heads": heads})
+    options = {name: value for name, value in options.items() if name not in ("dim", "depth", "heads")}
+    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
+    return run_all(dataset, bits, shapes, out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+
+
+def default_of(name: str) -> Any:
+    """The default of a parameter of tb.ViT."""
+    return tb.ViT().get_params()[name]
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def run_all(dataset, bits, shapes, out, seeds, sizes, resume, jobs, command, options) -> report.Results:
+    """Train what is not yet trained, and report."""
+    began = time.perf_counter()
+    data, study, runs = prepare(dataset, bits, shapes, out, seeds, sizes, options)
+    results = begin(study, data, runs, resume, command)
+    print(data, flush=True)
+    data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
+    done = {model["name"] for model in results["models"]}
+    progress = Progress(
+        [run for run in runs if run.name not in done or not study.model_file(run).exists()], total=len(runs)
+    )
+    try:
+        for run, found in trained(study, resume, jobs, progress):
+            add_run(results, found, [r.name for r in runs])
+            write_file(study.folder / "results.json", report.to_json(results))
+            if found["interrupted"]:
+                break
+            close(study, [run])
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+    finally:  # also where a later model fails or the disk is full: hours of training are not lost from sight
+        load_data_once.cache_clear()
+        if results["models"]:
+            print(f"\n{report.text_table(results)}\n", flush=True)
+            write_report(study, results, data, runs)
+        print(f"{time.perf_counter() - began:.0f} s in all")
+    return results
+
+
+def prepare(dataset, bits, shapes, out, seeds, sizes, options) -> tuple[Dataset, Study, list[Run]]:
+    """Everything checked that can be before training: the images of the first seed, the study, its runs in order."""
+    bits = list(dict.fromkeys(bits))
+    for b in bits:
+        check_bits(b)
+    if not seeds:
+        raise ValueError("seeds is the number of runs and must be at least 1")
+    if dataset not in PRESETS and Path(dataset).is_dir():
+        dataset = Path(dataset).absolute()  # a process on another machine may work in another folder
+    images = {"dataset": dataset, **sizes}
+    data = load_data_once(**images, seed=seeds[0])
+    options = {**preset(dataset, options.get("init_from")), **{k: v for k, v in options.items() if v is not None}}
+    if "init_from" in options:
+        if isinstance(options["init_from"], (str, PathLike)):
+            options["init_from"] = Path(options["init_from"]).expanduser().absolute()
+        source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
+    teach = options.get("recipe") == "best" and "distill_from" not in options and set(bits) != {32}
+    if teach:
+        bits = [32, *(b for b in bits if b != 32)]
+    runs = [Run(b, seed, shape, teach and b != 32) for shape, seed, b in product(shapes, seeds, bits)]
+    kind = "sweep" if shapes[0] else "study"
+    folder = Path(out if out is not None else f"{kind}-{data.name}")
+    open_folder(folder)
+    return data, Study(folder.absolute(), images, options), runs
+
+
+def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") -> Iterator[tuple[Run, report.Results]]:
+    """Train the runs that are to do, one after another or as many at a time as joblib has processes for."""
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    if effective_n_jobs(jobs) == 1:
+        for run in progress.todo:
+            progress.announce(run)
+            found = train_run(study, run, resume)
+            progress.count(run, found)
+            yield run, found
+        return
+    runs = {run.name: run for run in progress.todo}
+    for learns in (False, True):  # teachers first
+        wave = sorted((run for run in runs.values() if run.teacher == learns), key=cost, reverse=True)
+        tasks = [delayed(train_run)(study, run, resume, shared=True) for run in wave]
+        try:
+            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        except ValueError:  # Ray's backend can only hand back all results together
+            parallel = Parallel(n_jobs=jobs)
+        for found in parallel(tasks) if tasks else ():
+            progress.count(runs[found["name"]], found)
+            yield runs[found["name"]], found
+
+
+class Progress:
+    """How far a study is, on stdout."""
+
+    def __init__(self, todo: Sequence[Run], total: int):
+        self.todo, self.total, self.done = todo, total, total - len(todo)
+        self.began, self.cost = time.perf_counter(), 0.0
+
+    def left(self) -> str:
+        """A guess from what the models took that are done, larger ones longer."""
+        rest = sum(map(cost, self.todo)) - self.cost
+        seconds = rest * (time.perf_counter() - self.began) / self.cost if self.cost else None
+        return "" if seconds is None else f", about {clock(seconds)} left"
+
+    def announce(self, run: Run) -> None:
+        print(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})", flush=True)
+
+    def count(self, run: Run, found: report.Results) -> None:
+        self.done, self.cost = self.done + 1, self.cost + cost(run)
+        took = f"accuracy {found['accuracy']:.4f}, {clock(found['seconds'])} of training"
+        print(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})", flush=True)
+
+
+def cost(run: Run) -> float:
+    """What a model takes to train, in units of their own; below about 64 channels width hardly counts."""
+    return run.shape.get("depth", 1) * (1 + (run.shape.get("dim", 0) / 64) ** 2)
