@@ -1,13 +1,14 @@
-"""python -m benchmarks train|infer|ops|packed|import [--json FILE] [--rounds N] [--all] [--engines ...]"""
+"""python -m benchmarks train|infer|ops|packed|import|scaling [--json FILE] [--rounds N] [--all] [--engines ...]"""
 
 import argparse
 import json
 import os
 
-from . import imports, operations, packed
+from . import imports, operations, packed, scaling
 from .engines import ENGINES, Job
 from .race import race, show
 
+ALONE = {"ops": operations, "packed": packed, "import": imports, "scaling": scaling}  # which race with nobody
 TOKENS = {17: (16, 4), 65: (32, 4), 197: (56, 4)}
 
 
@@ -36,14 +37,14 @@ def contestants(kind, bits, chosen):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["train", "infer", "ops", "packed", "import"])
+    parser.add_argument("what", choices=["train", "infer", *ALONE])
     parser.add_argument("--json", help="write the rows to this file too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--all", action="store_true", help="the whole grid of sizes")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), help="only these contestants")
     args = parser.parse_args()
-    if args.what in ("ops", "packed", "import"):
-        rows = {"ops": operations, "packed": packed, "import": imports}[args.what].main()
+    if args.what in ALONE:
+        rows = ALONE[args.what].main()
     else:
         rows = []
         for job in jobs(args.what, args.all):
