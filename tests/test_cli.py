@@ -104,27 +104,41 @@ def test_ctrl_c_ends_a_study_with_a_report(tmp_path):
 
 def test_options_reach_the_study(monkeypatch):
     seen = {}
-    for program in ("run_study", "run_sweep"):
+    for program in ("run_study", "run_sweep", "run_ablation"):
         note = partial(lambda name, *a, **k: seen.update(program=name, a=a, k=k) or {"interrupted": False}, program)
         monkeypatch.setattr(study, program, note)
     assert status_of("study") == 0
     usual = {"train_size": None, "test_size": None, "image_size": None, "seed": 0, "seeds": 1, "jobs": 1, "out": None}
     usual |= {"device": "auto", "resume": False, "command": "tinybitvit study"}
-    assert seen == {"program": "run_study", "a": ("digits", [32, 1.58, 1]), "k": usual}
+    assert seen == {"program": "run_study", "a": ("digits",), "k": usual}
     line = "study some/folder --bits 8 1.58 --out o --train-size 9 --test-size 8 --image-size 7 --seed 6 --epochs 5"
     line += " --batch-size 4 --lr 0.5 --dim 3 --depth 2 --heads 1 --mlp-ratio 1.5 --patch-size 2 --device cpu"
     line += " --seeds 3 --jobs 2 --recipe best --init-from /some/where/model --resume"
     assert status_of(*line.split()) == 0
-    assert seen["a"] == ("some/folder", [8, 1.58]) and [type(b) for b in seen["a"][1]] == [int, float]
+    assert seen["a"] == ("some/folder",) and [type(b) for b in seen["k"]["bits"]] == [int, float]
     assert seen["k"] == {
-        **{"out": "o", "train_size": 9, "test_size": 8, "image_size": 7, "seed": 6, "epochs": 5, "batch_size": 4},
+        **{
+            "bits": [8, 1.58],
+            "out": "o",
+            "train_size": 9,
+            "test_size": 8,
+            "image_size": 7,
+            "seed": 6,
+            "epochs": 5,
+            "batch_size": 4,
+        },
         **{"lr": 0.5, "dim": 3, "depth": 2, "heads": 1, "mlp_ratio": 1.5, "patch_size": 2, "device": "cpu"},
         **{"seeds": 3, "jobs": 2, "recipe": "best", "init_from": "/some/where/model", "resume": True},
         "command": f"tinybitvit {line}".replace("/some/where/", "").replace(" --resume", ""),
     }
     assert status_of("study", "--sweep", "--widths", "8", "16", "--depths", "1", "--out=/x/y z") == 0
-    assert seen["program"] == "run_sweep" and seen["a"] == ("digits", [32, 1.58, 1], [8, 16], [1])
-    assert seen["k"]["command"] == "tinybitvit study --sweep --widths 8 16 --depths 1 '--out=y z'"
+    command = "tinybitvit study --sweep --widths 8 16 --depths 1 '--out=y z'"
+    sizes = {"widths": [8, 16], "depths": [1]}
+    more = {**usual, **sizes, "out": "/x/y z", "command": command}
+    assert seen == {"program": "run_sweep", "a": ("digits",), "k": more}
+    assert status_of("study", "cifar10", "--ablation", "--bits", "1.58") == 0
+    more = {**usual, "bits": [1.58], "command": "tinybitvit study cifar10 --ablation --bits 1.58"}
+    assert seen == {"program": "run_ablation", "a": ("cifar10",), "k": more}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -159,6 +173,11 @@ BAD = {
     "study --image-size 0": "argument --image-size: '0' is not a whole number from 1",
     "study --seeds 0": "argument --seeds: '0' is not a whole number from 1",
     "study --jobs -1": "argument --jobs: '-1' is not a whole number from 1",
+    "study --ablation --sweep": "argument --sweep: not allowed with argument --ablation",
+    "study --ablation --recipe best": "an ablation has recipes and a teacher of its own: leave recipe and ",
+    "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
+    "study --ablation --widths 8": "--widths and --depths are for --sweep",
+    "study --recipe + rows": "argument --recipe: invalid choice: '+'",
     "study --recipe good": "argument --recipe: invalid choice: 'good'",
     "study --init-from missing": "missing",
     "study --init-from file": "file is not a whole safetensors file",

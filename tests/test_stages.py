@@ -273,9 +273,7 @@ def test_explicit_arguments_win(data, teacher):
 
 
 def test_recipes_that_cannot_be(data):
-    with pytest.raises(
-        ValueError, match=r"recipe must be 'best', 'paper', .*, None or a tb\.train\.Recipe, not 'fast'"
-    ):
+    with pytest.raises(ValueError, match=r"recipe must be 'best', 'paper', .*, None or a .*Recipe, not 'fast'"):
         tb.ViT(recipe="fast", **FAST).fit(*data)
     with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
         tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)

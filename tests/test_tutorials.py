@@ -1,12 +1,13 @@
-"""The tutorials: the notebooks are fresh, every script and every notebook runs, nothing goes to stderr."""
+"""The tutorials: the notebooks are fresh, every script runs, nothing goes to stderr.
+
+As notebooks they run where the documentation is built, which fails for whatever a cell writes to stderr.
+"""
 
 import ast
-import base64
 import os
 import re
 import resource
 import runpy
-import shutil
 import subprocess
 import sys
 import time
@@ -142,20 +143,3 @@ def test_script(script, tutorial_environment):
     # Others may use the machine too: then the wall clock says nothing, but the time on the processor does.
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert min(wall, cpu) < MOST_SECONDS
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery; what the tutorial's kernel warns of is an output
-@pytest.mark.parametrize("script", SCRIPTS, ids=names)
-def test_notebook(script, tutorial_environment):
-    from nbclient import NotebookClient
-
-    copy = shutil.copy(script.with_suffix(".ipynb"), tutorial_environment)
-    book = nbformat.read(copy, as_version=4)
-    resources = {"metadata": {"path": str(tutorial_environment)}}
-    NotebookClient(book, timeout=10 * MOST_SECONDS, kernel_name="python3", resources=resources).execute()
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
-    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    assert pictures
-    assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)

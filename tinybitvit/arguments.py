@@ -81,17 +81,23 @@ def add_study_arguments(p: Parser) -> None:
         "--bits",
         nargs="+",
         type=bit_width,
-        default=[32, 1.58, 1],
-        help="bit widths of the weights (default: 32 1.58 1)",
+        help="bit widths of the weights (default: 32 1.58 1; of an ablation: 1)",
     )
     p.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for report.html, results.json, figures and models (default: study-DATASET, or sweep-DATASET)",
+        help="folder for report.html, results.json, figures and models (default: study-DATASET, sweep-DATASET or"
+        " ablation-DATASET)",
     )
     p.add_argument("--seeds", type=count, default=1, metavar="N", help="train everything N times (default: 1)")
     p.add_argument("--jobs", type=count, metavar="N", help="models trained at the same time, a core each (default: 1)")
-    p.add_argument("--sweep", action="store_true", help="train at several widths and depths, too")
+    kind = p.add_mutually_exclusive_group()
+    kind.add_argument("--sweep", action="store_true", help="train at several widths and depths, too")
+    kind.add_argument(
+        "--ablation",
+        action="store_true",
+        help="train low-bit models from the papers' recipe to the best, an ingredient more each time",
+    )
     p.add_argument(
         "--widths", nargs="+", type=count, metavar="N", help="of a sweep (default: half, once and twice the usual dim)"
     )

@@ -150,12 +150,14 @@ def study(args: argparse.Namespace) -> int:
         raise ValueError("a study runs in one process: start it without mpiexec, or train one model with `train`")
     options = {**data_arguments(args), **model_arguments(args), "seeds": args.seeds, "jobs": args.jobs or 1}
     options |= {"out": args.out, "resume": args.resume, "command": command_line(args.words)}
+    if args.bits is not None:
+        options["bits"] = args.bits
     if args.sweep:
-        results = study.run_sweep(args.dataset, args.bits, args.widths, args.depths, **options)
+        results = study.run_sweep(args.dataset, widths=args.widths, depths=args.depths, **options)
     elif args.widths or args.depths:
         raise ValueError("--widths and --depths are for --sweep; one study has one --dim and one --depth")
     else:
-        results = study.run_study(args.dataset, args.bits, **options)
+        results = (study.run_ablation if args.ablation else study.run_study)(args.dataset, **options)
     return INTERRUPTED if results["interrupted"] else 0
 
 

@@ -11,11 +11,20 @@ from typing import Any
 
 Results = dict[str, Any]  # the content of results.json; see `tinybitvit.study`
 
+GROUP = ("bits", "recipe", "dim", "depth")  # models that are alike in these differ in their seeds alone
 COLUMNS = ("accuracy", "gap", "precision", "recall", "F1", "parameters", "bytes", "bits a weight", "seconds")
+INGREDIENTS = (
+    "Recipes, each a step further than the one before it; all start from the 32-bit model. paper: one scale a layer,"
+    " and the labels are learnt. + rows: one scale for each output channel. + outputs: the outputs of the 32-bit model"
+    " are learnt instead of the labels, at a low rate and without weight decay. + tokens: its tokens after each block,"
+    " too. + blocks: in the first part of the training each block by itself learns what the 32-bit model's block does."
+    " + median: the scale is the median of the sizes of the weights, not their mean."
+)
 
 
-def model_name(bits: float) -> str:
-    return "1 bit" if bits == 1 else f"{bits:g} bits"
+def model_name(bits: float, recipe: str | None = None) -> str:
+    name = "1 bit" if bits == 1 else f"{bits:g} bits"
+    return name if recipe is None else f"{name}, {recipe}"
 
 
 def is_sweep(results: Results) -> bool:
@@ -23,10 +32,15 @@ def is_sweep(results: Results) -> bool:
     return len({(entry["dim"], entry["depth"]) for entry in results["summary"]}) > 1
 
 
+def is_ablation(results: Results) -> bool:
+    """Whether the models differ in their recipes."""
+    return any(entry["recipe"] for entry in results["summary"])
+
+
 def entry_name(entry: Results, results: Results) -> str:
     """The name of an entry of the summary."""
     shape = f", {entry['dim']} x {entry['depth']}" if is_sweep(results) else ""
-    return model_name(entry["bits"]) + shape
+    return model_name(entry["bits"], entry["recipe"]) + shape
 
 
 def columns(results: Results) -> list[str]:
@@ -58,11 +72,11 @@ def in_per_cent(score: dict[str, Any]) -> str:
     return text if score["half_width"] is None else f"{text} ± {100 * score['half_width']:.2f}"
 
 
-def pareto_points(results: Results) -> list[dict[str, Any]]:
-    """The entries of the summary as `viz.plot_pareto` takes them."""
+def points(results: Results) -> list[dict[str, Any]]:
+    """The entries of the summary as `viz.plot_pareto` and `viz.plot_ablation` take them."""
     return [
         {
-            "label": f"{entry['dim']} x {entry['depth']}",
+            "label": entry["recipe"] if is_ablation(results) else f"{entry['dim']} x {entry['depth']}",
             "group": model_name(entry["bits"]),
             "bytes": entry["weight_bytes"],
             "accuracy": entry["accuracy"]["mean"],
@@ -98,6 +112,8 @@ def notes(results: Results) -> list[str]:
             f"Names are bits, width x depth. No other model has fewer bytes and at least the accuracy of"
             f" {'; '.join(front)} (the Pareto front)."
         )
+    if is_ablation(results):
+        texts += [INGREDIENTS, "The epochs of the 32-bit model come before those of the low-bit models."]
     if any(entry["interrupted"] for entry in results["summary"]):
         texts.append("* stopped by Ctrl-C before its last epoch.")
     return texts

@@ -1,8 +1,8 @@
 """Draw the figures of this folder from the raw results: `python docs/results/make_figures.py [FOLDER ...]`.
 
 Each FOLDER holds the results.json of a study (unless given: every sub-folder of this one that does). Its figures are
-written beside it, as far as they fit the study: table.png, loss.png, confusion.png and pareto.png. The tables are
-printed as Markdown, too.
+written beside it, as far as they fit the study: table.png, loss.png, confusion.png, pareto.png and ablation.png. The
+tables are printed as Markdown, too.
 """
 
 import sys

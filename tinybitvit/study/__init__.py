@@ -1,14 +1,14 @@
 """The study: Vision Transformers trained at several bit widths on the same images, and what that costs.
 
 From the bottom: `presets` (data), `run` (one model), `results` (results.json and its statistics), `pictures`, and
-`sweep` with the two programs, `run_study` and `run_sweep`.
+`sweep` with the three programs, `run_study`, `run_sweep` and `run_ablation`.
 """
 
 from .pictures import draw, figures, result_figures, table_figure, write_report
 from .presets import PRESETS, load_data, preset, stretch, subset
 from .results import open_folder, read_results
 from .run import Run, Study, measure, settings, start_model, train_model, train_run
-from .sweep import run_study, run_sweep
+from .sweep import run_ablation, run_study, run_sweep
 
 __all__ = [
     "PRESETS",
@@ -32,4 +32,5 @@ __all__ = [
     "draw",
     "run_study",
     "run_sweep",
+    "run_ablation",
 ]

@@ -16,18 +16,19 @@ from .run import Run, Study
 
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
 PICTURED = 4  # test images in the attention figure
-MOST_CURVES, MOST_MATRICES = 8, 4  # more would not be told apart
+MOST_CURVES, MOST_MATRICES = 8, 7  # more would not be told apart
 
 
 def write_report(study: Study, results: report.Results, data: Dataset, runs: Sequence[Run]) -> None:
     """results.json, figures as PNG files, and report.html that holds them; prints what the folder holds.
 
-    data: the images of the first seed; attention maps and try.html are of its models, and left out for a sweep.
+    data: the images of the first seed; attention maps and try.html are of its models, one for each bit width, and left
+    out for a sweep or an ablation.
     """
     folder, pictures, written = study.folder, {}, ["results.json", "report.html"]
     write_file(folder / "results.json", report.to_json(results))
     models = {}
-    if not runs[0].shape:
+    if not any(run.shape or run.recipe for run in runs):
         first = [run for run in runs if run.seed == runs[0].seed and study.model_file(run).exists()]
         models = {report.model_name(run.bits): tb.load(study.model_file(run)) for run in first}
     for file, heading, caption, figure in figures(results, data, models):
@@ -76,19 +77,26 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
     """(file name, heading, caption, matplotlib Figure) of each picture that results.json alone gives."""
     groups = {
         report.entry_name(entry, results): [
-            m for m in results["models"] if all(m[key] == entry[key] for key in ("bits", "dim", "depth"))
+            m for m in results["models"] if all(m[key] == entry[key] for key in report.GROUP)
         ]
         for entry in results["summary"]
     }
     over_seeds = ", mean over the seeds" if len(results["seeds"]) > 1 else ""
-    taught = results["settings"].get("recipe") == "best"
+    taught = results["settings"].get("recipe") == "best" or report.is_ablation(results)
     if report.is_sweep(results):
         yield (
             "pareto.png",
             "Accuracy against bytes",
             "Bytes of the whole model with its low-bit weights packed; bars are 95 % intervals. The line joins the"
             " models that no other beats in both: the Pareto front.",
-            viz.plot_pareto(report.pareto_points(results)),
+            viz.plot_pareto(report.points(results)),
+        )
+    if report.is_ablation(results):
+        yield (
+            "ablation.png",
+            "What each ingredient is worth",
+            "Accuracy on the test images; bars, and the grey band around the 32-bit model, are 95 % intervals.",
+            viz.plot_ablation(report.points(results)),
         )
     if len(groups) <= MOST_CURVES:
         yield (

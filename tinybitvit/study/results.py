@@ -15,7 +15,7 @@ import numpy as np
 import tinybitvit as tb
 
 from ..data import Dataset
-from ..report import Results
+from ..report import GROUP, Results
 from ..train import cores, delete_checkpoints
 from ..train.checkpoint import describe
 from .run import Run, Study, source_name
@@ -49,6 +49,8 @@ def read_results(path: str | os.PathLike) -> Results:
             raise ValueError("it lacks the runs of a study")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no results.json of a study ({error}): give the folder of one") from error
+    for entry in (*results["models"], *results["summary"]):
+        entry.setdefault("recipe", None)  # the first version had no ablations
     return results
 
 
@@ -144,22 +146,23 @@ def close(study: Study, runs: Iterable[Run]) -> None:
 
 
 def summarize(models: Sequence[Results], test_size: int) -> list[dict[str, Any]]:
-    """An entry for each bit width and shape, over its seeds: scores with their intervals, size, mean seconds.
+    """An entry for each bit width, recipe and shape, over its seeds: scores with their intervals, size, mean seconds.
 
-    `gap` is the accuracy of the full-precision model of the same seed and shape less its own (None where there is no
-    such model). `front`: whether no other entry has fewer bytes and at least its accuracy, or as few and a better one.
+    `recipe` is None but in an ablation. `gap` is the accuracy of the full-precision model of the same seed and shape
+    less its own (None where there is no such model). `front`: whether no other entry has fewer bytes and at least its
+    accuracy, or as few and a better one.
     """
     groups: dict[tuple, list[Results]] = {}
     one_seed = len({model["seed"] for model in models}) == 1
     for model in models:
-        groups.setdefault((model["bits"], model["dim"], model["depth"]), []).append(model)
+        groups.setdefault(tuple(model[key] for key in GROUP), []).append(model)
     summary = []
-    for (bits, dim, depth), members in groups.items():
-        entry = {"bits": bits, "dim": dim, "depth": depth, "seeds": [m["seed"] for m in members]}
+    for (bits, recipe, dim, depth), members in groups.items():
+        entry = {"bits": bits, "recipe": recipe, "dim": dim, "depth": depth, "seeds": [m["seed"] for m in members]}
         entry |= {score: interval([m[score] for m in members]) for score in SCORES}
         if one_seed:
             entry["accuracy"] = binomial_interval(members[0]["accuracy"], test_size)
-        twins = {m["seed"]: m["accuracy"] for m in groups.get((32, dim, depth), [])}
+        twins = {m["seed"]: m["accuracy"] for m in groups.get((32, None, dim, depth), [])}
         gaps = [twins[m["seed"]] - m["accuracy"] for m in members if m["seed"] in twins]
         entry["gap"] = interval(gaps) if gaps and bits != 32 else None
         entry |= {key: members[0][key] for key in ("parameters", "weight_bytes", "effective_bits")}

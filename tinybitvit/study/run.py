@@ -28,19 +28,21 @@ class Run(NamedTuple):
     bits: float
     seed: int
     shape: dict[str, int]  # dim, depth and heads where they are swept over
-    teacher: bool = False  # whether it learns from the full-precision model of the same seed and shape
+    twin: str | None = None  # the argument of tb.ViT as which it takes the full-precision model of its seed and shape
+    recipe: str | None = None  # in an ablation
 
     @property
     def name(self) -> str:
         """The name of its files."""
+        kind = report.model_name(self.bits, self.recipe).replace(", ", "-").replace("+ ", "").replace(" ", "-")
         shape = "".join(f"-{key}-{self.shape[key]}" for key in ("dim", "depth") if key in self.shape)
-        return f"{report.model_name(self.bits).replace(' ', '-')}{shape}-seed-{self.seed}"
+        return f"{kind}{shape}-seed-{self.seed}"
 
     @property
     def title(self) -> str:
         """Its name for people."""
         shape = f", {self.shape['dim']} wide, {self.shape['depth']} deep" if self.shape else ""
-        return f"{report.model_name(self.bits)}{shape}, seed {self.seed}"
+        return f"{report.model_name(self.bits, self.recipe)}{shape}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,17 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     """
     data = load_data_once(**study.data, seed=run.seed)
     options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
-    if "init_from" in options:
-        options["init_from"] = start_model(options["init_from"])
+    if run.recipe is not None:
+        options["recipe"] = run.recipe
     if shared:
         leave_interrupts_to_parent()
         options |= {"workers": 1, "verbose": 0}
-    if run.teacher:
-        teacher = tb.load(study.model_file(run._replace(bits=32)), options.get("device", "cpu"))
-        options["distill_from"] = teacher.set_params(workers=options.get("workers", "auto"))
-        options.pop("init_from", None)  # it starts from its teacher, which started from there
+    if run.twin is not None:
+        twin = tb.load(study.model_file(run._replace(bits=32, recipe=None)), options.get("device", "cpu"))
+        options.pop("init_from", None)  # it starts from its twin, which started from there
+        options[run.twin] = twin.set_params(workers=options.get("workers", "auto"))
+    elif "init_from" in options:
+        options["init_from"] = start_model(options["init_from"])
     with single_threaded_blas() if shared else nullcontext():
         model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
         guess = model.predict(data.X_test)
@@ -102,7 +106,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     common = settings(model)
     if "init_from" in study.options:
         common["init_from"] = source_name(study.options["init_from"])
-    return {"name": run.name, "seed": run.seed, **found, "seconds": seconds, "settings": common}
+    return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}
 
 
 def leave_interrupts_to_parent() -> None:

@@ -1,4 +1,4 @@
-"""Many models: bit widths and seeds (`run_study`), and widths and depths besides (`run_sweep`)."""
+"""Many models: bit widths and seeds (`run_study`), and widths and depths (`run_sweep`) or recipes (`run_ablation`)."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,9 @@ from ..data import Dataset
 from ..files import write_file
 from ..models import source_of
 from ..quant import check_bits
+from ..train import find_recipe
 from ..train.loop import clock
+from ..train.recipes import ABLATION
 from .pictures import write_report
 from .presets import PRESETS, load_data_once, preset
 from .results import add_run, begin, close, open_folder
@@ -40,9 +42,10 @@ def run_study(
 
     dataset, train_size, test_size, image_size: see `load_data`. out: study-DATASET unless given. seeds: how many runs
     of everything, with the seeds seed, seed + 1, ...; each draws its own split and subset where there is a choice.
-    options: of tb.ViT, before those of PRESETS. recipe="best": the low-bit models learn from the full-precision model
-    of the same seed (distill_from), which is trained first, also where `bits` leaves it out. init_from: also a file of
-    tb.ViT.save. command: what to write down as the command that made the results.
+    options: of tb.ViT, before those of PRESETS. With a recipe that has a teacher, such as 'best', the low-bit models
+    learn from the full-precision model of the same seed (distill_from), which is trained first, also where `bits`
+    leaves it out. init_from: also a file of tb.ViT.save. command: what to write down as the command that made the
+    results.
 
     jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
     results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
@@ -52,7 +55,7 @@ def run_study(
     it cannot be written later.
     """
     sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
-    return run_all(dataset, bits, [{}], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+    return run_all(dataset, bits, [{}], [], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
 
 
 def run_sweep(
@@ -93,7 +96,7 @@ def run_sweep(
         shapes.append({"dim": dim, "depth": depth, "heads": heads})
     options = {name: value for name, value in options.items() if name not in ("dim", "depth", "heads")}
     sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
-    return run_all(dataset, bits, shapes, out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+    return run_all(dataset, bits, shapes, [], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
 
 
 def default_of(name: str) -> Any:
@@ -101,13 +104,43 @@ def default_of(name: str) -> Any:
     return tb.ViT().get_params()[name]
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+def run_ablation(
+    dataset: str | PathLike = "digits",
+    bits: Sequence[float] = (1,),
+    *,
+    out: str | PathLike | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    image_size: int | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> report.Results:
+    """Train ViTs by each recipe of `tinybitvit.train.recipes.ABLATION`: which ingredient saves the low-bit models?
+
+    For every seed the full-precision model, and at each low bit width a model for each recipe, with the same images and
+    epochs. They all start from the full-precision model; some learn from the labels, others from that model. out:
+    ablation-DATASET unless given. The rest as in `run_study`; the report has the accuracy by recipe instead of
+    attention maps.
+    """
+    if options.get("recipe") is not None or options.get("distill_from") is not None:
+        raise ValueError("an ablation has recipes and a teacher of its own: leave recipe and distill_from out")
+    if set(bits) <= {32}:
+        raise ValueError("an ablation is of low-bit models: give a bit width below 32")
+    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
+    return run_all(dataset, bits, [{}], ABLATION, out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
 
 
-def run_all(dataset, bits, shapes, out, seeds, sizes, resume, jobs, command, options) -> report.Results:
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+def run_all(dataset, bits, shapes, recipes, out, seeds, sizes, resume, jobs, command, options) -> report.Results:
     """Train what is not yet trained, and report."""
     began = time.perf_counter()
-    data, study, runs = prepare(dataset, bits, shapes, out, seeds, sizes, options)
+    data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds, sizes, options)
     results = begin(study, data, runs, resume, command)
     print(data, flush=True)
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
@@ -133,7 +166,7 @@ def run_all(dataset, bits, shapes, out, seeds, sizes, resume, jobs, command, opt
     return results
 
 
-def prepare(dataset, bits, shapes, out, seeds, sizes, options) -> tuple[Dataset, Study, list[Run]]:
+def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, options) -> tuple[Dataset, Study, list[Run]]:
     """Everything checked that can be before training: the images of the first seed, the study, its runs in order."""
     bits = list(dict.fromkeys(bits))
     for b in bits:
@@ -149,14 +182,29 @@ def prepare(dataset, bits, shapes, out, seeds, sizes, options) -> tuple[Dataset,
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
         source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
-    teach = options.get("recipe") == "best" and "distill_from" not in options and set(bits) != {32}
-    if teach:
-        bits = [32, *(b for b in bits if b != 32)]
-    runs = [Run(b, seed, shape, teach and b != 32) for shape, seed, b in product(shapes, seeds, bits)]
-    kind = "sweep" if shapes[0] else "study"
+    runs = plan(bits, shapes, recipes, seeds, options)
+    kind = "sweep" if shapes[0] else "ablation" if recipes else "study"
     folder = Path(out if out is not None else f"{kind}-{data.name}")
     open_folder(folder)
     return data, Study(folder.absolute(), images, options), runs
+
+
+def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
+    """All runs in order, the full-precision model before those that learn or start from it.
+
+    recipes: for the low-bit models, one for each; without any they all have that of the options.
+    """
+
+    def twin(recipe):
+        if any(stage.learns != "labels" for stage in find_recipe(recipe, min(bits, default=32), True, 0.0).stages):
+            return None if "distill_from" in options else "distill_from"
+        return "init_from" if recipes else None
+
+    ways = [(twin(recipe), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
+    if any(argument for argument, _ in ways):
+        bits = [32, *(b for b in bits if b != 32)]
+    cells = product(shapes, seeds, bits)
+    return [Run(b, s, shape, *way) for shape, s, b in cells for way in (ways if b != 32 else [(None, None)])]
 
 
 def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") -> Iterator[tuple[Run, report.Results]]:
@@ -171,8 +219,8 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             yield run, found
         return
     runs = {run.name: run for run in progress.todo}
-    for learns in (False, True):  # teachers first
-        wave = sorted((run for run in runs.values() if run.teacher == learns), key=cost, reverse=True)
+    for waits in (False, True):  # for its twin
+        wave = sorted((run for run in runs.values() if (run.twin is not None) == waits), key=cost, reverse=True)
         tasks = [delayed(train_run)(study, run, resume, shared=True) for run in wave]
         try:
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")

@@ -7,13 +7,13 @@ from .stages import Recipe, Stage
 
 # Without SubLN in all of them: a norm that the full-precision network lacks would first have to be undone.
 TENSOR = {"granularity": "tensor", "sub_norm": False}
-ROWS = {"granularity": "row", "scale": "absmedian", "sub_norm": False}
+ROWS = {"granularity": "row", "sub_norm": False}
 LABELS = Stage(warmup=0.1)
 BLOCKS = Stage(0.6, "blocks", relative_lr=0.15, warmup=0.05, weight_decay=0.0)
 OUTPUTS = Stage(0.4, "outputs", relative_lr=0.01, warmup=0.05, weight_decay=0.0)
 
 PAPER = Recipe(TENSOR, (LABELS,))
-BEST = Recipe(ROWS, (BLOCKS, OUTPUTS))
+BEST = Recipe({**ROWS, "scale": "absmedian"}, (BLOCKS, OUTPUTS))
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
@@ -24,7 +24,8 @@ ABLATION = {
     "+ rows": Recipe(ROWS, (LABELS,)),
     "+ outputs": Recipe(ROWS, (OUTPUTS,), {"hidden": 0.0}),
     "+ tokens": Recipe(ROWS, (OUTPUTS,)),
-    "+ blocks": BEST,
+    "+ blocks": Recipe(ROWS, (BLOCKS, OUTPUTS)),
+    "+ median": BEST,
 }
 
 

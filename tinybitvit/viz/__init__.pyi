@@ -10,6 +10,7 @@ from .files import attention_files as attention_files
 from .layout import Layout as Layout
 from .observe import attention as attention
 from .record import AttentionRecord as AttentionRecord
+from .result_plots import plot_ablation as plot_ablation
 from .result_plots import plot_pareto as plot_pareto
 from .result_plots import plot_table as plot_table
 from .study_plots import plot_confusion as plot_confusion

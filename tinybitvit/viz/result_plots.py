@@ -1,4 +1,4 @@
-"""The plots of what a study found: a table, and accuracy against size. Each function returns a Figure."""
+"""The plots of what a study found: a table, accuracy against size or by recipe. Each function returns a Figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +44,42 @@ def plot_pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
     ax.tick_params(axis="x", which="both", labelsize=8)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_ablation(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy step by step: a row for each label, the first on top, a colour for each group, bars for the intervals.
+
+    points: as for `plot_pareto`; `bytes` and `front` are not needed. One whose label is None is what the others are
+    compared with: a line across all rows, its interval a band.
+    """
+    steps = [p for p in points if p["label"] is not None]
+    labels, groups = (list(dict.fromkeys(p[key] for p in steps)) for key in ("label", "group"))
+    figure = new_figure(8.5, 1.2 + 0.45 * len(labels) * max(1, len(groups)))
+    ax = figure.subplots()
+    for i, group in enumerate(groups):
+        color = PALETTE[i % len(PALETTE)]
+        members = [p for p in steps if p["group"] == group]
+        x = [100 * p["accuracy"] for p in members]
+        y = [labels.index(p["label"]) + (i + 0.5) / len(groups) - 0.5 for p in members]
+        ax.plot(x, y, "o", color=color, label=group)
+        for p, value, row in zip(members, x, y, strict=True):
+            if p["low"] is not None:
+                ax.plot([100 * p["low"], 100 * p["high"]], [row, row], color=color, alpha=0.4)
+            ax.annotate(
+                f"{value:.1f}", (value, row), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+    for p in points:
+        if p["label"] is None:
+            ax.axvline(100 * p["accuracy"], color="#444444", linewidth=1, label=p["group"])
+            if p["low"] is not None:
+                ax.axvspan(100 * p["low"], 100 * p["high"], color="#444444", alpha=0.1, linewidth=0)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set(xlabel="accuracy (%)")
+    ax.margins(x=0.08)
+    ax.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

@@ -88,9 +88,13 @@ def plot_confusion_matrices(matrices: Mapping[str, Any], names: Sequence[str], n
         counts = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in counts.items()}
     norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in counts.values())))
     side = min(6.0, max(3.2, 0.38 * len(names) + 1.2))
-    figure = new_figure(side * len(counts), side + 0.9)
-    axes = figure.subplots(1, len(counts), squeeze=False)[0]
-    for ax, (name, matrix) in zip(axes, counts.items(), strict=True):
+    columns = len(counts) if len(counts) <= 4 else 3
+    rows = math.ceil(len(counts) / columns)
+    figure = new_figure(side * columns, side * rows + 0.9)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes[len(counts) :]:
+        ax.set_axis_off()
+    for ax, (name, matrix) in zip(axes, counts.items(), strict=False):
         ax.imshow(matrix, cmap=SEQUENTIAL, norm=norm)
         ax.set(title=name, xlabel="predicted", ylabel="true")
         shown = range(0, len(names), math.ceil(len(names) / 20))
