@@ -44,6 +44,13 @@ EQUIVALENT = {
         for way in ("forward", "backward")
         for size in ("t", "heads * t", "t * t")
     },
+    **{
+        (
+            "_magnitude",
+            f"rows = size if axis == -1 else size.reshape({shape})",
+        ): "A scale of shape (1,) broadcasts like one of (1, 1); test_bitlinear.py holds its shape."
+        for shape in ("(-1,)", "(1,) * (w.ndim - 2) + (-1,)")
+    },
     (
         "unbroadcast",
         "return g.sum(axis=(*range(extra), *repeated), keepdims=False).reshape(shape)",

@@ -562,6 +562,7 @@ WEIGHTS = [[(4, 6)], [(3, 5)], [(6,)], [(2, 3, 4)], [(1, 1)]]
 ODD_ROWS = [  # all zero; smaller than the smallest scale; ties for rounding and for the sign of 0
     [given([[0.0] * 4, [1e-7, -2e-7, 3e-7, 0.0], [0.5, -0.5, 1.5, -1.5], [2.0, -2.0, 0.0, 0.0]])],
     [given([[-1.0, 0.0, 1.0], [3.0, 1.0, 2.0]])],
+    [given([[-0.0, 1.0, -0.0, -1.0], [0.0, -0.0, 0.0, 0.0]])],
 ]
 SLOPES = [
     {"ste": "clipped", "width": 1.0},

@@ -364,3 +364,11 @@ def test_reference_quantisers_agree_with_each_other(rng):
     for bits, paper in ((1, reference.paper_binary), (1.58, reference.paper_ternary)):
         general = reference.BitLinear(7, 9, bits=bits, granularity="tensor").quantise_weight(w)
         assert_close(general.numpy(), paper(w), f"{bits} bits")
+
+
+@pytest.mark.parametrize("scale", ["absmean", "absmedian"])
+@pytest.mark.parametrize("bits", LOW_BITS)
+def test_the_scale_has_an_axis_for_each_of_the_weight(bits, scale, rng):
+    w = rng.standard_normal((4, 6))
+    assert weight_codes(w, bits, "row", scale)[1].shape == (4, 1)
+    assert weight_codes(w, bits, "tensor", scale)[1].shape == (1, 1)
