@@ -1,14 +1,14 @@
-"""python -m benchmarks train|infer|ops|packed|import|scaling [--json FILE] [--rounds N] [--all] [--engines ...]"""
+"""python -m benchmarks train|infer|ops|packed|import|scaling|ranks [--json FILE] [--rounds N] [--all] [--engines E]"""
 
 import argparse
 import json
 import os
 
-from . import imports, operations, packed, scaling
+from . import imports, operations, packed, ranks, scaling
 from .engines import ENGINES, Job
 from .race import race, show
 
-ALONE = {"ops": operations, "packed": packed, "import": imports, "scaling": scaling}  # which race with nobody
+ALONE = {"ops": operations, "packed": packed, "import": imports, "scaling": scaling, "ranks": ranks}  # race with nobody
 TOKENS = {17: (16, 4), 65: (32, 4), 197: (56, 4)}
 
 
