@@ -260,6 +260,14 @@ def test_the_best_recipe_without_a_teacher_learns_the_labels(data):
     assert tb.ViT(bits=1, recipe="best", **{**FAST, "epochs": 20}, lr=1e-2).fit(*data).score(*data) > 0.9
 
 
+def test_a_teacher_of_another_shape_is_refused(data, teacher):
+    start = tb.ViT(bits=32, **{**FAST, "depth": 1, "epochs": 0}).fit(*data)
+    with pytest.raises(
+        ValueError, match="the teacher has depth=2 and the model depth=1: this recipe needs two networks of one"
+    ):
+        tb.ViT(recipe="best", init_from=start, distill_from=teacher, verbose=0).fit(*data)
+
+
 def test_recipes_leave_full_precision_alone(data):
     a, b = (tb.ViT(bits=32, recipe=r, **{**FAST, "epochs": 2}).fit(*data) for r in (None, "best"))
     np.testing.assert_array_equal(a.decision_function(data[0]), b.decision_function(data[0]))

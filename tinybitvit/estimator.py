@@ -193,13 +193,11 @@ class ViT(ImageClassifier):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
         start = self.init_from
-        self._recipe, self._teacher = (
-            find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup),
-            None,
-        )
-        if any(stage.learns != "labels" for stage in self._recipe.stages):
-            self._teacher = self._check_teacher().model_
-            start = self.distill_from if start is None else start
+        self._recipe = find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup)
+        taught = any(stage.learns != "labels" for stage in self._recipe.stages)
+        self._teacher = self._check_teacher().model_ if taught else None
+        if taught and start is None:
+            start = self.distill_from
         source = None if start is None else source_of(start, self.image_shape_[:2])
         self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
         options = {name: getattr(self, name) for name in NETWORK}
@@ -207,11 +205,9 @@ class ViT(ImageClassifier):
             options |= shape_of(source, {name: v for name, v in options.items() if v != DEFAULTS[name]})
         elif self.patch_size == "auto":
             options["patch_size"] = auto_patch(self.image_shape_)
-        (*size, channels), classes = self.image_shape_, len(self.classes_)
-        options |= self._recipe.network
-        self.model_ = VisionTransformer(
-            tuple(size), **options, in_channels=channels, num_classes=classes, rng=self._rng
-        )
+        *size, channels = self.image_shape_
+        options |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
+        self.model_ = VisionTransformer(tuple(size), **options, rng=self._rng)
         if source is not None:
             start_from(self.model_, source)
         device = backend.resolve_device(self.device)

@@ -75,6 +75,7 @@ class Stages:
         self.size = mean_size(self.layers)
         self.objectives = {"labels": Labels(loss)}
         if teacher is not None:
+            check_same_shape(model, teacher)
             self.objectives["blocks"] = Reconstruct(teacher)
             self.objectives["outputs"] = Distill(teacher, **recipe.distillation)
         for stage in recipe.stages:
@@ -137,6 +138,17 @@ class Stages:
             self.settle.freeze()
         else:
             self.settle.hold()
+
+
+def check_same_shape(model, teacher):
+    """ValueError where a model cannot learn from a teacher block by block."""
+    for name in ("depth", "dim"):
+        mine, theirs = model.config[name], teacher.config[name]
+        if mine != theirs:
+            raise ValueError(
+                f"the teacher has {name}={theirs} and the model {name}={mine}: this recipe needs two networks of one"
+                " shape; without a recipe, distill_from takes any teacher"
+            )
 
 
 def mean_size(layers):
