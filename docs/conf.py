@@ -54,13 +54,3 @@ html_theme_options = {
     "show_nav_level": 1,
     "navigation_with_keys": True,
 }
-
-
-def leave_out_results(app, docname, source):
-    """As long as there is no page of results, the table of contents does without it."""
-    if docname == "measured" and not (Path(app.srcdir) / "results" / "README.md").exists():
-        source[0] = source[0].replace("\nresults/README\n", "\n")
-
-
-def setup(app):
-    app.connect("source-read", leave_out_results)

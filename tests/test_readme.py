@@ -27,6 +27,17 @@ def test_the_example_learns_the_digits(tmp_path):
     assert (tmp_path / "digits.safetensors").stat().st_size < 100_000
 
 
+def test_the_conversion_keeps_what_was_learnt():
+    """The block as it stands, after the first lines of the example, with fewer epochs for both models."""
+    import tinybitvit as tb
+
+    names = {"tb": tb, "digits": tb.data.load_digits()}
+    block = next(block for block in PYTHON if "recipe=" in block)
+    exec(block.replace("tb.ViT(", "tb.ViT(epochs=12, verbose=0, random_state=0, "), names)
+    full, one_bit = (names[name].score(names["digits"].X_test, names["digits"].y_test) for name in ("full", "one_bit"))
+    assert full > 0.93 and one_bit > full - 0.05
+
+
 def test_the_quotation_is_the_source():
     quoted = next(block for block in PYTHON if block.startswith("class Softmax"))
     assert quoted.strip() == inspect.getsource(OPS["softmax"]).strip()
