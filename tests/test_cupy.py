@@ -21,7 +21,7 @@ from tinybitvit.models import VisionTransformer
 from tinybitvit.ops import Context
 from tinybitvit.optim import SGD, AdamW, clip_grad_norm
 from tinybitvit.quant import BitLinear, PackedLinear
-from tinybitvit.train import Trainer
+from tinybitvit.train import Recipe, Stage, Trainer
 from tinybitvit.viz import attention
 
 needs_compiler = pytest.mark.skipif(bool(cuda_harness.NO_COMPILER), reason=str(cuda_harness.NO_COMPILER))
@@ -338,6 +338,37 @@ def test_numpy_in_and_numpy_out(data, bits, tmp_path):
             loaded = tb.load(path, device=device)
             assert loaded.model_.head.weight.device == device
             assert np.array_equal(loaded.predict_proba(X), here.predict_proba(X)), (path.name, device)
+
+
+RECIPES = {
+    "best": "best",
+    "settling, at rising strength": Recipe({}, (Stage(1, strength=(0.0, 1.0)), Stage(1, settle=True))),
+    "ede, progressive": Recipe({"ste": "ede"}, (Stage(1, bits=1.58), Stage(1, relative_lr=0.1))),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_the_bits_of_numpy_and_read_once_an_update(name, data, monkeypatch):
+    counts, step = [], Trainer.step
+
+    def counted(self, *batch):
+        with reads() as seen:
+            loss = step(self, *batch)
+        counts.append(len(seen))
+        return loss
+
+    models = []
+    for device in ("cpu", "cuda"):
+        options = {**TINY, "device": device}
+        if name == "best":
+            options["distill_from"] = tb.ViT(bits=32, **options).fit(*data)
+        monkeypatch.setattr(Trainer, "step", counted)
+        models.append(tb.ViT(bits=1, recipe=RECIPES[name], **options).fit(*data))
+        monkeypatch.undo()
+    here, there = models
+    assert without_seconds(there.history_) == without_seconds(here.history_)
+    assert_same_bits(there.model_.state_dict(), here.model_.state_dict())
+    assert set(counts[len(counts) // 2 :]) == {1}
 
 
 def test_training_goes_on_after_loading_on_another_device(data, tmp_path):

@@ -24,7 +24,9 @@ class Reconstruct:
 
     h_k are the tokens that reach the teacher's block k; the student's block k gets the same (teacher forcing), so an
     error is not handed on and no gradient crosses a block. 1 is the error of a block that does nothing. No labels are
-    needed. After Li et al. 2021 (BRECQ, arXiv 2102.05426), with straight-through quantisers and all blocks in one pass.
+    needed. The outputs returned are those of the last block on the teacher's tokens: nearly as good as the teacher's,
+    and no measure of the student. After Li et al. 2021 (BRECQ, arXiv 2102.05426), with straight-through quantisers and
+    all blocks in one pass.
     """
 
     def __init__(self, teacher):
