@@ -30,6 +30,7 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # what a tutorial writes is not left in docs/
 nb_execution_timeout = 120
 nb_output_stderr = "error"  # a tutorial writes nothing there
+nb_merge_streams = True  # lines that a cell prints one after another stand together
 nb_ipywidgets_js = {}  # would be fetched from the network
 
 autodoc_default_options = {"undoc-members": True, "member-order": "bysource"}
