@@ -188,7 +188,9 @@ def test_training_steps_have_the_bits_of_numpy_and_read_once(options):
     assert all(len(seen) <= 1 for seen in counts), counts
 
 
-def test_every_update_of_a_fit_reads_once(data, monkeypatch):
+@pytest.fixture
+def reads_of_each_update(monkeypatch):
+    """A list that grows by a number with every update of any Trainer."""
     counts, step = [], Trainer.step
 
     def counted(self, *batch):
@@ -198,10 +200,14 @@ def test_every_update_of_a_fit_reads_once(data, monkeypatch):
         return loss
 
     monkeypatch.setattr(Trainer, "step", counted)
+    return counts
+
+
+def test_every_update_of_a_fit_reads_once(data, reads_of_each_update):
     with reads() as seen:
         tb.ViT(**TINY, device="cuda").fit(*data)
     updates = TINY["epochs"] * -(-len(data[0]) // TINY["batch_size"])
-    assert counts == [1] * updates
+    assert reads_of_each_update == [1] * updates
     assert sum("loop.py" in text for text in seen) == 0  # the accuracy comes from outputs that are here already
 
 
@@ -348,27 +354,18 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_have_the_bits_of_numpy_and_read_once_an_update(name, data, monkeypatch):
-    counts, step = [], Trainer.step
-
-    def counted(self, *batch):
-        with reads() as seen:
-            loss = step(self, *batch)
-        counts.append(len(seen))
-        return loss
-
+def test_recipes_have_the_bits_of_numpy_and_read_once_an_update(name, data, reads_of_each_update):
     models = []
     for device in ("cpu", "cuda"):
         options = {**TINY, "device": device}
         if name == "best":
             options["distill_from"] = tb.ViT(bits=32, **options).fit(*data)
-        monkeypatch.setattr(Trainer, "step", counted)
+        reads_of_each_update.clear()
         models.append(tb.ViT(bits=1, recipe=RECIPES[name], **options).fit(*data))
-        monkeypatch.undo()
     here, there = models
     assert without_seconds(there.history_) == without_seconds(here.history_)
     assert_same_bits(there.model_.state_dict(), here.model_.state_dict())
-    assert set(counts[len(counts) // 2 :]) == {1}
+    assert set(reads_of_each_update) == {1}
 
 
 def test_training_goes_on_after_loading_on_another_device(data, tmp_path):
