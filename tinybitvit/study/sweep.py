@@ -1,7 +1,7 @@
 """Many models: bit widths and seeds (`run_study`), and widths and depths (`run_sweep`) or recipes (`run_ablation`)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -26,26 +26,16 @@ from .run import Run, Study, start_model, train_run
 def run_study(
     dataset: str | PathLike = "digits",
     bits: Sequence[float] = (32, 1.58, 1),
-    *,
-    out: str | PathLike | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    image_size: int | None = None,
-    resume: bool = False,
-    jobs: int | None = None,
-    command: str | None = None,
     **options: Any,
 ) -> report.Results:
     """Train the same ViT at each width; write results.json, report.html, figures and models into the folder `out`.
 
-    dataset, train_size, test_size, image_size: see `load_data`. out: study-DATASET unless given. seeds: how many runs
-    of everything, with the seeds seed, seed + 1, ...; each draws its own split and subset where there is a choice.
-    options: of tb.ViT, before those of PRESETS. With a recipe that has a teacher, such as 'best', the low-bit models
-    learn from the full-precision model of the same seed (distill_from), which is trained first, also where `bits`
-    leaves it out. init_from: also a file of tb.ViT.save. command: what to write down as the command that made the
-    results.
+    Keyword arguments and their defaults are those of `run_all`, and all of tb.ViT. dataset, train_size, test_size,
+    image_size: see `load_data`. out: study-DATASET unless given. seeds: how many runs of everything, with the seeds
+    seed, seed + 1, ...; each draws its own split and subset where there is a choice. Arguments of tb.ViT come before
+    those of PRESETS. With a recipe that has a teacher, such as 'best', the low-bit models learn from the full-precision
+    model of the same seed (distill_from), which is trained first, also where `bits` leaves it out. init_from: also a
+    file of tb.ViT.save. command: what to write down as the command that made the results.
 
     jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
     results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
@@ -54,8 +44,7 @@ def run_study(
     for impossible arguments and OSError where `out` cannot be written, before any training, and CheckpointError where
     it cannot be written later.
     """
-    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
-    return run_all(dataset, bits, [{}], [], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+    return run_all(dataset, bits, [{}], [], **options)
 
 
 def run_sweep(
@@ -63,16 +52,6 @@ def run_sweep(
     bits: Sequence[float] = (32, 1.58, 1),
     widths: Sequence[int] | None = None,
     depths: Sequence[int] | None = None,
-    *,
-    out: str | PathLike | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    image_size: int | None = None,
-    resume: bool = False,
-    jobs: int | None = None,
-    command: str | None = None,
     **options: Any,
 ) -> report.Results:
     """Train ViTs at each bit width, width (`dim`) and depth: which of them gives most accuracy for its bytes?
@@ -95,8 +74,7 @@ def run_sweep(
         heads = options.get("heads") or max(h for h in range(1, max(1, dim // per_head) + 1) if dim % h == 0)
         shapes.append({"dim": dim, "depth": depth, "heads": heads})
     options = {name: value for name, value in options.items() if name not in ("dim", "depth", "heads")}
-    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
-    return run_all(dataset, bits, shapes, [], out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+    return run_all(dataset, bits, shapes, [], **options)
 
 
 def default_of(name: str) -> Any:
@@ -107,16 +85,6 @@ def default_of(name: str) -> Any:
 def run_ablation(
     dataset: str | PathLike = "digits",
     bits: Sequence[float] = (1,),
-    *,
-    out: str | PathLike | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    image_size: int | None = None,
-    resume: bool = False,
-    jobs: int | None = None,
-    command: str | None = None,
     **options: Any,
 ) -> report.Results:
     """Train ViTs by each recipe of `tinybitvit.train.recipes.ABLATION`: which ingredient saves the low-bit models?
@@ -130,17 +98,33 @@ def run_ablation(
         raise ValueError("an ablation has recipes and a teacher of its own: leave recipe and distill_from out")
     if set(bits) <= {32}:
         raise ValueError("an ablation is of low-bit models: give a bit width below 32")
-    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
-    return run_all(dataset, bits, [{}], ABLATION, out, range(seed, seed + seeds), sizes, resume, jobs, command, options)
+    return run_all(dataset, bits, [{}], ABLATION, **options)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
-def run_all(dataset, bits, shapes, recipes, out, seeds, sizes, resume, jobs, command, options) -> report.Results:
+def run_all(
+    dataset: str | PathLike,
+    bits: Sequence[float],
+    shapes: Sequence[dict[str, int]],
+    recipes: Iterable[str],
+    *,
+    out: str | PathLike | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    image_size: int | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> report.Results:
     """Train what is not yet trained, and report."""
-    began = time.perf_counter()
-    data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds, sizes, options)
+    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
+    began, seeds_used = time.perf_counter(), range(seed, seed + seeds)
+    data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, options)
     results = begin(study, data, runs, resume, command)
     print(data, flush=True)
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only

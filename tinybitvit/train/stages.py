@@ -124,10 +124,10 @@ class Stages:
             group["lr"] = (own or lr) * factor
             group["weight_decay"] = decay * stage.weight_decay
         low, high = stage.strength
+        strength = low + (high - low) * min(self.done / max(self.length, 1), 1.0)
+        temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
         for layer, bits in zip(self.layers, self.bits, strict=True):
-            layer.strength = low + (high - low) * min(self.done / max(self.length, 1), 1.0)
-            layer.bits = stage.bits or bits
-            layer.temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
+            layer.strength, layer.bits, layer.temperature = strength, stage.bits or bits, temperature
 
     def _settle(self):
         if self.settle is None:

@@ -23,6 +23,7 @@ from ..distributed import CHECK_EVERY
 from ..nn import Dropout
 from ..ops.loss import check_classes
 from ..optim import clip_grad_norm
+from .objectives import Labels
 
 # A smaller shard costs more to hand to another thread than it saves (see docs/performance.md)
 MIN_SHARD_FLOPS = 2e8
@@ -122,7 +123,7 @@ class Trainer:
         if workers != "auto" and (not isinstance(workers, int) or workers < 1):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
         self.model, self.optimizer, self.max_norm = model, optimizer, max_norm
-        self.objective = objective or partial(_output_and_loss, loss)
+        self.objective = objective or Labels(loss)
         backend.keep_freed_memory()
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
@@ -299,9 +300,3 @@ class Trainer:
                 for future in futures:
                     future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
             return [*(future.result() for future in futures), last]
-
-
-def _output_and_loss(loss, model, x, y, *weight):
-    """The usual objective."""
-    output = model(x)
-    return output, loss(output, y, *weight)
