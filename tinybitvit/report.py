@@ -181,7 +181,9 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
 
 def as_text(value: Any) -> str:
     """A setting as text, sizes as 4 x 4."""
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def to_json(results: Results) -> bytes:
