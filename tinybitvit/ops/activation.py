@@ -6,6 +6,17 @@ from .. import backend
 from .base import Function
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+# u(x) / x in powers of x^2, such that (1 + tanh u) / 2 = P(X <= x) for |x| <= 6, to 4e-8: half a unit in float32's last
+# place at 1. Fitted by weighted least squares to u = artanh erf(x / sqrt 2). GELU's tanh formula has the first two.
+CDF_BY_TANH = (
+    0.797885032,
+    0.0363326462,
+    -3.20944455e-05,
+    -5.55198723e-05,
+    4.00439037e-06,
+    -1.35465416e-07,
+    1.84726971e-09,
+)
 
 
 class Tanh(Function):
@@ -93,9 +104,7 @@ class Gelu(Function):
 
 def _gelu_erf(xp, x, y, slope):
     """Write y and, unless it is None, dy/dx for a block x."""
-    cdf = backend.erf(x * math.sqrt(0.5))
-    cdf += 1
-    cdf *= 0.5
+    cdf = _normal_cdf(xp, x)
     xp.multiply(x, cdf, out=y)
     if slope is not None:
         xp.multiply(x, -0.5 * x, out=slope)
@@ -103,6 +112,25 @@ def _gelu_erf(xp, x, y, slope):
         slope *= x
         slope *= 1 / math.sqrt(2 * math.pi)
         slope += cdf
+
+
+def _normal_cdf(xp, x):
+    """P(X <= x) = (1 + erf(x / sqrt 2)) / 2; in float32 from tanh, which NumPy computes many times faster than erf."""
+    if x.dtype == "float32":
+        cdf = xp.clip(x, -6, 6)
+        square = cdf * cdf
+        series = square * CDF_BY_TANH[-1]
+        for c in CDF_BY_TANH[-2:0:-1]:
+            series += c
+            series *= square
+        series += CDF_BY_TANH[0]
+        cdf *= series
+        xp.tanh(cdf, out=cdf)
+    else:
+        cdf = backend.erf(x * math.sqrt(0.5))
+    cdf += 1
+    cdf *= 0.5
+    return cdf
 
 
 def _gelu_tanh(xp, x, y, slope):
