@@ -149,6 +149,16 @@ def test_input_is_not_changed(rng):
         forward(PackedLinear.from_bitlinear(layer), x)
 
 
+def test_few_rows_of_signs_are_counted_and_many_multiplied(rng, monkeypatch):
+    layer = make_layer(rng, 83, 7, 1, 1)
+    small, counted = PackedLinear.from_bitlinear(layer, "1bit"), []
+    monkeypatch.setattr(packed, "binary_dot", lambda *bits: counted.append(len(bits[0])) or tb.quant.binary_dot(*bits))
+    for n in (1, packed.MOST_COUNTED, packed.MOST_COUNTED + 1):
+        x = rng.standard_normal((n, 83)).astype("float32")
+        assert np.array_equal(forward(small, x), forward(layer, x))
+    assert counted == [1, packed.MOST_COUNTED]
+
+
 def test_threads_do_not_share_their_tile(rng):
     layers = [make_layer(rng, 64, 96, bits, a) for bits in (1, 1.58, 4) for a in (8, None)]
     packs = [PackedLinear.from_bitlinear(layer) for layer in layers]

@@ -15,6 +15,8 @@ from .pack import LAYOUTS, Array, binary_dot, choose_layout, get_layout, pack, p
 # Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
 # tiles would need less memory, but a matrix product of few rows is slower.
 TILE = 2**22
+# Up to so many rows of activations counting bits beats unpacking the weights for a float product.
+MOST_COUNTED = 256
 
 
 class PackedMatmul(Function):
@@ -37,8 +39,9 @@ class PackedLinear(Module):
     The weight is the uint8 array `packed` with the float32 `scale` (out,) or (1,); it is unpacked, a tile at a time,
     into memory that all layers share. bits, activation_bits, granularity, norm: as in `BitLinear`; layout: see
     `quant.pack` (None: the fastest for these bits). A new layer holds zero bytes, to be filled by `load_state_dict`;
-    `PackedLinear.from_bitlinear` packs a trained layer. Where weights and inputs are both signs, products are counted
-    (`binary_dot`); else see `quant.integer`. On a GPU the kernels of `kernels.cu` read the packed bytes themselves.
+    `PackedLinear.from_bitlinear` packs a trained layer. Where weights and inputs are both signs and rows are few, their
+    products are counted (`binary_dot`); else see `quant.integer`. On a GPU the kernels of `kernels.cu` read the packed
+    bytes themselves.
     """
 
     packed: Array
@@ -89,8 +92,9 @@ class PackedLinear(Module):
             return cuda.packed_linear(
                 xp, x, self.packed, self.scale, bias, self.layout, self.activation_bits, self.norm
             )
-        if self.activation_bits == 1 and self.layout == "1bit":
-            codes, step = input_codes(xp, x.reshape(-1, self.in_features), 1, self.norm)
+        rows = x.reshape(-1, self.in_features)
+        if self.activation_bits == 1 and self.layout == "1bit" and len(rows) <= MOST_COUNTED:
+            codes, step = input_codes(xp, rows, 1, self.norm)
             y = binary_dot(sign_bits(codes), self.packed, self.in_features).astype(x.dtype)
             rescale(y, step, self.scale, bias)
             return y.reshape(*x.shape[:-1], self.out_features)
