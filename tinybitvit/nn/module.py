@@ -60,7 +60,10 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self):
-        return (m for _, m in self.named_modules())
+        """This module and everything below it."""
+        yield self
+        for _, child in self.named_children():
+            yield from child.modules()
 
     def named_parameters(self):
         """(name, Parameter) pairs, each Parameter once."""
@@ -125,13 +128,14 @@ class Module:
     @contextmanager
     def evaluating(self):
         """Within the block every module is in evaluation mode; each one's own mode is restored afterwards."""
-        before = [(m, m.training) for m in self.modules()]
-        self.eval()
+        changed = [m for m in self.modules() if m.training]
+        for m in changed:
+            m.training = False
         try:
             yield self
         finally:
-            for m, mode in before:
-                m.training = mode
+            for m in changed:
+                m.training = True
 
     def to(self, device):
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""
