@@ -51,6 +51,7 @@ EQUIVALENT = {
         ): "A scale of shape (1,) broadcasts like one of (1, 1); test_bitlinear.py holds its shape."
         for shape in ("(-1,)", "(1,) * (w.ndim - 2) + (-1,)")
     },
+    ("_normal_cdf", "cdf = xp.clip(x, -6, 7)"): "From 6 on tanh u is 1 in float32; the clip is against overflow.",
     (
         "unbroadcast",
         "return g.sum(axis=(*range(extra), *repeated), keepdims=False).reshape(shape)",

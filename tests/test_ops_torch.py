@@ -15,10 +15,11 @@ from devices import each_device, each_run, fetch, send, slack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import FUNCTIONS, REFUSED, TABLE, of_op
+from scipy.special import ndtr
 
 import tinybitvit as tb
 from tinybitvit import backend
-from tinybitvit.ops import Context
+from tinybitvit.ops import Context, activation
 
 RTOL = {"float64": 1e-10, "float32": 1e-5}
 ATOL = {"float64": 1e-13, "float32": 1e-6}  # of the largest number in the array: sums cancel
@@ -222,6 +223,19 @@ def test_mean_of_nothing(device):
         y = x.mean(axis=1)
     y.backward(send(np.ones(2), device))
     assert np.isnan(backend.to_numpy(y.data)).all() and x.grad.shape == (2, 0)
+
+
+def largest_error_of_the_normal_cdf():
+    x = np.linspace(-10, 10, 100_001, dtype="float32")
+    return abs(activation._normal_cdf(np, x) - ndtr(x.astype("float64"))).max()
+
+
+def test_every_coefficient_of_the_normal_cdf_is_needed(monkeypatch):
+    assert largest_error_of_the_normal_cdf() < 1.2e-7, "two units of float32's last place below 1"
+    exact = activation.CDF_BY_TANH
+    for i, c in enumerate(exact):
+        monkeypatch.setattr(activation, "CDF_BY_TANH", (*exact[:i], 1.02 * c, *exact[i + 1 :]))
+        assert largest_error_of_the_normal_cdf() > 2e-7, f"2 % of coefficient {i}"
 
 
 # --- shapes that nobody thought of ------------------------------------------------------------------------------------
