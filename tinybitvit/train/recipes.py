@@ -9,8 +9,10 @@ from .stages import Recipe, Stage
 TENSOR = {"granularity": "tensor", "sub_norm": False}
 ROWS = {"granularity": "row", "sub_norm": False}
 LABELS = Stage(warmup=0.1)
-BLOCKS = Stage(0.6, "blocks", relative_lr=0.15, warmup=0.05, weight_decay=0.0)
-OUTPUTS = Stage(0.4, "outputs", relative_lr=0.01, warmup=0.05, weight_decay=0.0)
+BLOCKS = Stage(0.5, "blocks", relative_lr=0.15, warmup=0.05, weight_decay=0.0)
+# A high rate would first undo what the blocks have learnt; where nothing was learnt before, a low one learns little.
+OUTPUTS = Stage(0.5, "outputs", relative_lr=0.002, warmup=0.05, weight_decay=0.0)
+END_TO_END = Stage(1.0, "outputs", relative_lr=0.03, warmup=0.05, weight_decay=0.0)
 
 PAPER = Recipe(TENSOR, (LABELS,))
 BEST = Recipe({**ROWS, "scale": "absmedian"}, (BLOCKS, OUTPUTS))
@@ -22,8 +24,8 @@ SCRATCH = Recipe(
 ABLATION = {
     "paper": PAPER,
     "+ rows": Recipe(ROWS, (LABELS,)),
-    "+ outputs": Recipe(ROWS, (OUTPUTS,), {"hidden": 0.0}),
-    "+ tokens": Recipe(ROWS, (OUTPUTS,)),
+    "+ outputs": Recipe(ROWS, (END_TO_END,), {"hidden": 0.0}),
+    "+ tokens": Recipe(ROWS, (END_TO_END,)),
     "+ blocks": Recipe(ROWS, (BLOCKS, OUTPUTS)),
     "+ median": BEST,
 }
