@@ -60,10 +60,7 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self):
-        """This module and everything below it."""
-        yield self
-        for _, child in self.named_children():
-            yield from child.modules()
+        return (m for _, m in self.named_modules())
 
     def named_parameters(self):
         """(name, Parameter) pairs, each Parameter once."""
