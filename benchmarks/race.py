@@ -4,9 +4,14 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 from .engines import limit_threads
+
+# Seconds between two turns: the threads of OpenMP and OpenBLAS go on spinning for a while when their work is done, and
+# would take a core from whoever is next.
+PAUSE = 0.5
 
 
 class Contestant:
@@ -44,6 +49,7 @@ def race(kind, job, names, rounds=5, count=2):
     try:
         for turn in range(rounds + 1):
             for runner in runners:
+                time.sleep(PAUSE)
                 runner.run(kind, count, keep=turn > 0)
     finally:
         for runner in runners:
