@@ -1,6 +1,7 @@
 """Many models: bit widths and seeds (`run_study`), and widths and depths (`run_sweep`) or recipes (`run_ablation`)."""
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from os import PathLike
@@ -202,6 +203,8 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             progress.count(run, found)
             yield run, found
         return
+    # joblib replaces a process whose memory has grown, as it does with the size of the models, between two of them
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     runs = {run.name: run for run in progress.todo}
     for waits in (False, True):  # for its twin
         wave = sorted((run for run in runs.values() if (run.twin is not None) == waits), key=cost, reverse=True)
