@@ -73,7 +73,6 @@ EQUIVALENT = {
         "KLDiv.forward",
         "log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(2)))",
     ): "The logarithm is multiplied by the target, which is 0 there.",
-    ("LayerNorm.forward", "mean[block] = rows[block].mean(axis=1, keepdims=True)"): TWO_AXES,
     (
         "absmax_codes",
         "size = size.view(f'int{8 * x.itemsize}').max(axis=1, keepdims=True).view(x.dtype)",
@@ -82,7 +81,6 @@ EQUIVALENT = {
         "absmax_codes",
         "size = size.max(axis=-1, keepdims=True).view(x.dtype)",
     ): "Floats that are not negative order as their bits do; the view is there for speed.",
-    ("LayerNorm.backward", "out = xp.subtract(h, h.mean(axis=1, keepdims=True), out=dx[block])"): TWO_AXES,
     ("mean_product", "return (xp.einsum('...i,...i->...', a, b) / a.shape[1])[..., None]"): TWO_AXES,
     (
         "GetItem.backward",
