@@ -125,14 +125,14 @@ class Module:
     @contextmanager
     def evaluating(self):
         """Within the block every module is in evaluation mode; each one's own mode is restored afterwards."""
-        changed = [m for m in self.modules() if m.training]
-        for m in changed:
+        before = [(m, m.training) for m in self.modules()]
+        for m, _ in before:
             m.training = False
         try:
             yield self
         finally:
-            for m in changed:
-                m.training = True
+            for m, mode in before:
+                m.training = mode
 
     def to(self, device):
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""

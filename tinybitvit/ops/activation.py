@@ -114,25 +114,6 @@ def _gelu_erf(xp, x, y, slope):
         slope += cdf
 
 
-def _normal_cdf(xp, x):
-    """P(X <= x) = (1 + erf(x / sqrt 2)) / 2; in float32 from tanh, which NumPy computes many times faster than erf."""
-    if x.dtype == "float32":
-        cdf = xp.clip(x, -6, 6)
-        square = cdf * cdf
-        series = square * CDF_BY_TANH[-1]
-        for c in CDF_BY_TANH[-2:0:-1]:
-            series += c
-            series *= square
-        series += CDF_BY_TANH[0]
-        cdf *= series
-        xp.tanh(cdf, out=cdf)
-    else:
-        cdf = backend.erf(x * math.sqrt(0.5))
-    cdf += 1
-    cdf *= 0.5
-    return cdf
-
-
 def _gelu_tanh(xp, x, y, slope):
     """The same by the tanh formula: h = (1 + t) / 2 gives 1 - t^2 = 4 h (1 - h), so dy/dx = h (1 + 2 x u' (1 - h))."""
     square = x * x
@@ -151,3 +132,22 @@ def _gelu_tanh(xp, x, y, slope):
         slope *= square
         slope += 1
         slope *= h
+
+
+def _normal_cdf(xp, x):
+    """P(X <= x) = (1 + erf(x / sqrt 2)) / 2; in float32 from tanh, which NumPy computes many times faster than erf."""
+    if x.dtype == "float32":
+        cdf = xp.clip(x, -6, 6)
+        square = cdf * cdf
+        series = square * CDF_BY_TANH[-1]
+        for c in CDF_BY_TANH[-2:0:-1]:
+            series += c
+            series *= square
+        series += CDF_BY_TANH[0]
+        cdf *= series
+        xp.tanh(cdf, out=cdf)
+    else:
+        cdf = backend.erf(x * math.sqrt(0.5))
+    cdf += 1
+    cdf *= 0.5
+    return cdf

@@ -203,8 +203,6 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             progress.count(run, found)
             yield run, found
         return
-    # joblib replaces a process whose memory has grown, as it does with the size of the models, between two of them
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     runs = {run.name: run for run in progress.todo}
     for waits in (False, True):  # for its twin
         wave = sorted((run for run in runs.values() if (run.twin is not None) == waits), key=cost, reverse=True)
@@ -213,9 +211,12 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
         except ValueError:  # Ray's backend can only hand back all results together
             parallel = Parallel(n_jobs=jobs)
-        for found in parallel(tasks) if tasks else ():
-            progress.count(runs[found["name"]], found)
-            yield runs[found["name"]], found
+        with warnings.catch_warnings():
+            # joblib replaces a process whose memory has grown, as it does with the models, between two of them
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+            for found in parallel(tasks) if tasks else ():
+                progress.count(runs[found["name"]], found)
+                yield runs[found["name"]], found
 
 
 class Progress:
