@@ -117,9 +117,21 @@ def test_an_error_of_any_kind_becomes_one_line():
 def test_environment_names_what_is_missing_or_slow(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    lines = dict(doctor.environment())
-    assert lines["no-such-package"] == "MISSING: pip install no-such-package"
-    assert "OPENBLAS_CORETYPE=Haswell" in lines["note"]
+    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
+    lines = list(doctor.environment())
+    assert ("no-such-package", "MISSING: pip install no-such-package") in lines
+    (note,) = (text for name, text in lines if name == "note")
+    assert note == "OPENBLAS_CORETYPE=Haswell is set and can halve the speed of NumPy: unset it"
+
+
+@pytest.mark.parametrize("names", [(), doctor.SLOWING])
+def test_environment_names_every_variable_that_slows(monkeypatch, names):
+    for name in doctor.SLOWING:
+        monkeypatch.delenv(name, raising=False)
+    for name in names:
+        monkeypatch.setenv(name, "512")
+    notes = [text for name, text in doctor.environment() if name == "note"]
+    assert [text.split("=")[0] for text in notes] == list(names)
 
 
 def test_device_says_why_there_is_no_gpu(monkeypatch):
