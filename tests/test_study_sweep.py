@@ -21,7 +21,7 @@ import tinybitvit as tb
 from tinybitvit import cli, report, study
 from tinybitvit.study import results as statistics
 from tinybitvit.study.run import Run
-from tinybitvit.study.sweep import Progress, cost
+from tinybitvit.study.sweep import Progress, cost, trained
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"dim": 8, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_size": 40}
@@ -233,6 +233,22 @@ def test_jobs_take_one_core_each(monkeypatch, tmp_path):
             assert seen == {"workers": 1, "blas": {1}}
         else:
             assert seen["workers"] == "auto"
+
+
+def test_a_model_that_all_wait_for_has_all_cores(monkeypatch, tmp_path):
+    def noting(_, run, resume, shared=False):
+        seen.append((run.bits, shared))
+        return {"name": run.name, "accuracy": 0.5, "seconds": 1.0}
+
+    monkeypatch.setattr("tinybitvit.study.sweep.train_run", noting)
+    with joblib.parallel_config(backend="threading", n_jobs=2):  # without jobs it stands for a cluster's
+        for jobs, seeds, alone in ((2, 1, True), (2, 2, False), (None, 1, False), (1, 1, True)):
+            seen = []
+            runs = [Run(b, s, {}, None if b == 32 else "distill_from") for s in range(seeds) for b in (32, 1.58, 1)]
+            found = list(trained(study.Study(tmp_path, {}), False, jobs, Progress(runs, len(runs))))
+            assert len(found) == len(seen) == 3 * seeds
+            assert [shared for bits, shared in seen if bits == 32] == [not alone] * seeds
+            assert [shared for bits, shared in seen if bits != 32] == [jobs != 1] * 2 * seeds
 
 
 # --- cut short --------------------------------------------------------------------------------------------------------

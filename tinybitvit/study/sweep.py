@@ -196,17 +196,16 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
     """Train the runs that are to do, one after another or as many at a time as joblib has processes for."""
     from joblib import Parallel, delayed, effective_n_jobs
 
+    first, second = ([run for run in progress.todo if (run.twin is not None) == waits] for waits in (False, True))
     if effective_n_jobs(jobs) == 1:
-        for run in progress.todo:
-            progress.announce(run)
-            found = train_run(study, run, resume)
-            progress.count(run, found)
-            yield run, found
+        yield from one_by_one(study, progress.todo, resume, progress)
         return
-    runs = {run.name: run for run in progress.todo}
-    for waits in (False, True):  # for its twin
-        wave = sorted((run for run in runs.values() if (run.twin is not None) == waits), key=cost, reverse=True)
-        tasks = [delayed(train_run)(study, run, resume, shared=True) for run in wave]
+    if jobs is not None and len(first) == 1:  # all others wait for it, so that the cores are its own
+        yield from one_by_one(study, first, resume, progress)
+        first = []
+    for wave in (first, second):
+        runs = {run.name: run for run in sorted(wave, key=cost, reverse=True)}
+        tasks = [delayed(train_run)(study, run, resume, shared=True) for run in runs.values()]
         try:
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
         except ValueError:  # Ray's backend can only hand back all results together
@@ -217,6 +216,16 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             for found in parallel(tasks) if tasks else ():
                 progress.count(runs[found["name"]], found)
                 yield runs[found["name"]], found
+
+
+def one_by_one(
+    study: Study, runs: Iterable[Run], resume: bool, progress: "Progress"
+) -> Iterator[tuple[Run, report.Results]]:
+    for run in runs:
+        progress.announce(run)
+        found = train_run(study, run, resume)
+        progress.count(run, found)
+        yield run, found
 
 
 class Progress:
