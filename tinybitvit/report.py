@@ -17,8 +17,8 @@ INGREDIENTS = (
     "Recipes, each a step further than the one before it; all start from the 32-bit model. paper: one scale a layer,"
     " and the labels are learnt. + rows: one scale for each output channel. + outputs: the outputs of the 32-bit model"
     " are learnt instead of the labels, at a low rate and without weight decay. + tokens: its tokens after each block,"
-    " too. + blocks: in the first part of the training each block by itself learns what the 32-bit model's block does."
-    " + median: the scale is the median of the sizes of the weights, not their mean."
+    " too. + blocks ('best'): in the first part of the training each block by itself learns what the 32-bit model's"
+    " block does. + median: the scale is the median of the sizes of the weights, not their mean."
 )
 
 

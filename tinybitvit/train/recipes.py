@@ -15,19 +15,19 @@ OUTPUTS = Stage(0.5, "outputs", relative_lr=0.002, warmup=0.05, weight_decay=0.0
 END_TO_END = Stage(1.0, "outputs", relative_lr=0.03, warmup=0.05, weight_decay=0.0)
 
 PAPER = Recipe(TENSOR, (LABELS,))
-BEST = Recipe({**ROWS, "scale": "absmedian"}, (BLOCKS, OUTPUTS))
+BEST = Recipe(ROWS, (BLOCKS, OUTPUTS))
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
 )
-# From 'paper' to 'best', one ingredient more in each.
+# From 'paper' to 'best', one ingredient more in each, and one step beyond, which does not help.
 ABLATION = {
     "paper": PAPER,
     "+ rows": Recipe(ROWS, (LABELS,)),
     "+ outputs": Recipe(ROWS, (END_TO_END,), {"hidden": 0.0}),
     "+ tokens": Recipe(ROWS, (END_TO_END,)),
-    "+ blocks": Recipe(ROWS, (BLOCKS, OUTPUTS)),
-    "+ median": BEST,
+    "+ blocks": BEST,
+    "+ median": Recipe({**ROWS, "scale": "absmedian"}, BEST.stages),
 }
 
 
