@@ -245,10 +245,13 @@ def test_a_model_that_all_wait_for_has_all_cores(monkeypatch, tmp_path):
         for jobs, seeds, alone in ((2, 1, True), (2, 2, False), (None, 1, False), (1, 1, True)):
             seen = []
             runs = [Run(b, s, {}, None if b == 32 else "distill_from") for s in range(seeds) for b in (32, 1.58, 1)]
-            found = list(trained(study.Study(tmp_path, {}), False, jobs, Progress(runs, len(runs))))
+            found = list(trained(study.Study(tmp_path, {}), runs, False, jobs, Progress(runs, len(runs))))
             assert len(found) == len(seen) == 3 * seeds
             assert [shared for bits, shared in seen if bits == 32] == [not alone] * seeds
             assert [shared for bits, shared in seen if bits != 32] == [jobs != 1] * 2 * seeds
+        seen, runs = [], [Run(32, 0, {}), Run(32, 1, {})]
+        list(trained(study.Study(tmp_path, {}), runs, True, 2, Progress(runs[1:], 2)))
+        assert seen == [(32, True)]  # on as many cores as before it was cut short
 
 
 # --- cut short --------------------------------------------------------------------------------------------------------

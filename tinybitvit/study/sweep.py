@@ -134,7 +134,7 @@ def run_all(
         [run for run in runs if run.name not in done or not study.model_file(run).exists()], total=len(runs)
     )
     try:
-        for run, found in trained(study, resume, jobs, progress):
+        for run, found in trained(study, runs, resume, jobs, progress):
             add_run(results, found, [r.name for r in runs])
             write_file(study.folder / "results.json", report.to_json(results))
             if found["interrupted"]:
@@ -192,20 +192,24 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
     return [Run(b, s, shape, *way) for shape, s, b in cells for way in (ways if b != 32 else [(None, None)])]
 
 
-def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") -> Iterator[tuple[Run, report.Results]]:
-    """Train the runs that are to do, one after another or as many at a time as joblib has processes for."""
+def trained(
+    study: Study, runs: Sequence[Run], resume: bool, jobs: int | None, progress: "Progress"
+) -> Iterator[tuple[Run, report.Results]]:
+    """Train those of the runs that are to do, one after another or as many at a time as joblib has processes for."""
     from joblib import Parallel, delayed, effective_n_jobs
 
-    first, second = ([run for run in progress.todo if (run.twin is not None) == waits] for waits in (False, True))
     if effective_n_jobs(jobs) == 1:
         yield from one_by_one(study, progress.todo, resume, progress)
         return
-    if jobs is not None and len(first) == 1:  # all others wait for it, so that the cores are its own
-        yield from one_by_one(study, first, resume, progress)
-        first = []
-    for wave in (first, second):
-        runs = {run.name: run for run in sorted(wave, key=cost, reverse=True)}
-        tasks = [delayed(train_run)(study, run, resume, shared=True) for run in runs.values()]
+    free, waiting = ([run for run in progress.todo if (run.twin is not None) == waits] for waits in (False, True))
+    # Where all others wait for a single run, the cores are its own. That must not hang on what is left of the runs: on
+    # another number of threads a run that was cut short would not go on bit for bit.
+    if jobs is not None and sum(run.twin is None for run in runs) == 1:
+        yield from one_by_one(study, free, resume, progress)
+        free = []
+    for wave in (free, waiting):
+        named = {run.name: run for run in sorted(wave, key=cost, reverse=True)}
+        tasks = [delayed(train_run)(study, run, resume, shared=True) for run in named.values()]
         try:
             parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
         except ValueError:  # Ray's backend can only hand back all results together
@@ -214,13 +218,14 @@ def trained(study: Study, resume: bool, jobs: int | None, progress: "Progress") 
             # joblib replaces a process whose memory has grown, as it does with the models, between two of them
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
             for found in parallel(tasks) if tasks else ():
-                progress.count(runs[found["name"]], found)
-                yield runs[found["name"]], found
+                progress.count(named[found["name"]], found)
+                yield named[found["name"]], found
 
 
 def one_by_one(
     study: Study, runs: Iterable[Run], resume: bool, progress: "Progress"
 ) -> Iterator[tuple[Run, report.Results]]:
+    """Train them in this process, each on all cores."""
     for run in runs:
         progress.announce(run)
         found = train_run(study, run, resume)
