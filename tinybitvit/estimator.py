@@ -59,7 +59,8 @@ class ViT(ImageClassifier):
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
     device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for
         bit.
-    verbose : 1 prints a line per epoch, 0 nothing.
+    verbose : 1 prints a line per epoch, and one a minute within longer ones; 0 nothing; a text, where several models
+        train side by side, at most one line a minute, which begins with it.
 
     Attributes
     ----------
@@ -211,7 +212,7 @@ class ViT(ImageClassifier):
         if source is not None:
             start_from(self.model_, source)
         device = backend.resolve_device(self.device)
-        if self.verbose and self.device == "auto" and (note := backend.auto_note()):
+        if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
         self.model_.to(device)
         self._optimizer = self._make_optimizer()

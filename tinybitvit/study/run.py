@@ -83,7 +83,8 @@ def train_model(
 def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False) -> report.Results:
     """Train and save one model; returns its entry for results.json, with the study's settings as it met them.
 
-    shared: other runs compute beside it on the same cores, so that it takes one of them and prints nothing.
+    shared: other runs compute beside it on the same cores, so that it takes one of them and prints at most a line
+    a minute, with its title.
     """
     data = load_data_once(**study.data, seed=run.seed)
     options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
@@ -91,7 +92,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
         options["recipe"] = run.recipe
     if shared:
         leave_interrupts_to_parent()
-        options |= {"workers": 1, "verbose": 0}
+        options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
     if run.twin is not None:
         twin = tb.load(study.model_file(run._replace(bits=32, recipe=None)), options.get("device", "cpu"))
         options.pop("init_from", None)  # it starts from its twin, which started from there

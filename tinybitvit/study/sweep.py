@@ -16,7 +16,7 @@ from ..files import write_file
 from ..models import source_of
 from ..quant import check_bits
 from ..train import find_recipe
-from ..train.loop import clock
+from ..train.meter import clock
 from ..train.recipes import ABLATION
 from .pictures import write_report
 from .presets import PRESETS, load_data_once, preset

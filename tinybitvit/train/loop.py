@@ -9,6 +9,7 @@ import numpy as np
 from ..ops.norm import log_softmax_array, softmax_array
 from ..quant import watch
 from .checkpoint import CODES, Progress
+from .meter import Meter
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", *CODES)
 
@@ -41,7 +42,7 @@ def soft_targets(teacher, share=1.0):
     return targets
 
 
-def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, checkpoints=None):
+def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, checkpoints=None, meter=None):
     """One pass over the loader; returns its mean loss and accuracy (on the images as augmented), their number, and
     `code_diagnostics`.
 
@@ -62,6 +63,8 @@ def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, che
             progress.count(**sums, images=len(x))
         if checkpoints is not None:
             checkpoints.save_if_due(progress)
+        if meter is not None:
+            meter.update(progress)
     sums, weights = progress.sums, max(progress.sums["weights"], 1e-12)
     if sums["skipped"]:
         print(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite", flush=True)
@@ -120,24 +123,6 @@ def evaluate(trainer, x, y):
     return {"loss": -float(log_p[np.arange(len(y)), y].mean()), "accuracy": float((logits.argmax(axis=1) == y).mean())}
 
 
-def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def progress_line(history, epochs, images, device):
-    """One line on the last epoch of a history: losses, accuracies, speed, device and the time left."""
-    done, last = len(history["loss"]), {k: v[-1] for k, v in history.items()}
-    text = f"epoch {done:{len(str(epochs))}}/{epochs}  loss {last['loss']:.4f}  accuracy {last['accuracy']:.3f}"
-    if last["val_accuracy"] is not None:
-        text += f"  val_loss {last['val_loss']:.4f}  val_accuracy {last['val_accuracy']:.3f}"
-    left = (epochs - done) * sum(history["seconds"]) / done
-    speed = f"{images / max(last['seconds'], 1e-9):.0f} images/s on {device}"
-    return f"{text}  {speed}  {clock(left)} left"
-
-
 class EarlyStopping:
     """Remembers the weights of the epoch with the best val_accuracy; `over` after `patience` without a better."""
 
@@ -178,27 +163,27 @@ def run(
 
     history: dict of lists, one entry an epoch (keys: HISTORY; val_* None without `validation`, a pair (x, y)); one
     given is continued. patience: stop after this many epochs without a better val_accuracy and go back to the best
-    weights. checkpoints: a `Checkpoints`, from the newest of which the run goes on, and which saves the next ones.
-    Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
+    weights. verbose: see `Meter`. checkpoints: a `Checkpoints`, from the newest of which the run goes on, and which
+    saves the next ones. Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
     """
     history = {key: [] for key in HISTORY} if history is None else history
     before = len(history["loss"])
     early = None if patience is None else EarlyStopping(trainer.model, patience)
     progress = Progress(trainer, loader, schedule, history, early)
+    meter = Meter(verbose, before + epochs, trainer.device)
     if checkpoints is not None:
         checkpoints.restore(progress)
     interrupted = False
     try:
         while len(history["loss"]) < before + epochs and not (early and early.over):
-            row, images = run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints)
+            row, images = run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints, meter)
             with no_interrupt():
                 for key in HISTORY:
                     history[key].append(row[key])
                 if early is not None:
                     early.note(row["val_accuracy"])
                 progress.start_epoch()
-            if verbose:
-                print(progress_line(history, before + epochs, images, trainer.device), flush=True)
+            meter.epoch(history, images)
             if checkpoints is not None:
                 checkpoints.save_if_due(progress, epoch_ended=True)
     except KeyboardInterrupt:
@@ -216,9 +201,9 @@ def run(
     return history, interrupted
 
 
-def run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints):
+def run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints, meter):
     """One epoch of training and validation, or the rest of it: its row of the history, and how many images it saw."""
-    train = train_epoch(trainer, loader, schedule, targets, progress, checkpoints)
+    train = train_epoch(trainer, loader, schedule, targets, progress, checkpoints, meter)
     val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
     row = {"loss": train["loss"], "accuracy": train["accuracy"], "val_loss": val["loss"]}
     row |= {"val_accuracy": val["accuracy"], "lr": progress.lr, "seconds": progress.elapsed()}
