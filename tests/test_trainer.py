@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import tinybitvit as tb
 from tinybitvit import functional as F
 from tinybitvit.models import VisionTransformer
 from tinybitvit.nn import Linear
-from tinybitvit.optim import SGD, AdamW
+from tinybitvit.optim import SGD, AdamW, decay_groups
 from tinybitvit.train import Trainer, single_threaded_blas
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2, 3])
@@ -304,6 +305,40 @@ def test_dropout_leaves_the_callers_generator_alone(rng):
         return generator.random()
 
     assert after(0) == after(3)
+
+
+class Noting(AdamW):
+    """Notes how much each thread updates; `alone` shares nothing out."""
+
+    alone = False
+
+    def step(self, spread):
+        self.took = Counter()
+        super().step(*(() if self.alone else (spread,)))
+
+    def update(self, xp, group, p, *rest):
+        self.took[threading.get_ident()] += p.size
+        super().update(xp, group, p, *rest)
+
+
+def test_the_update_is_shared_out_and_gives_the_same_bits(monkeypatch):
+    monkeypatch.setattr("tinybitvit.optim.CHUNK", 50)
+
+    def shared(workers, alone=False):
+        model, data = network(), np.random.default_rng(7)
+        optimizer = Noting(decay_groups(model, 0.1), lr=0.01)
+        optimizer.alone = alone
+        trainer = Trainer(model, optimizer, workers=workers)
+        for _ in range(3):
+            trainer.step(*batch(data))
+        assert sum(optimizer.took.values()) == sum(p.size for p in model.parameters())
+        return weights_of(model), optimizer.took
+
+    (one, took), (other, alone) = shared(3), shared(3, alone=True)
+    assert_same_bits(one, other)
+    here = threading.get_ident()
+    assert set(alone) == {here} == set(shared(1)[1])
+    assert 0.2 < took[here] / sum(took.values()) < 0.5
 
 
 # --- BLAS threads -----------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ class Trainer:
             return loss
         if self.max_norm is not None:
             clip_grad_norm(self.params, self.max_norm)
-        self.optimizer.step()
+        self.optimizer.step(self._spread)
         self.optimizer.zero_grad()
         if self.group is not None and self.optimizer.steps % CHECK_EVERY == 0:
             self.group.check_equal([p.data for p in self.params])
@@ -270,33 +270,52 @@ class Trainer:
                 total += g
             p.grad = total
 
+    def _threads(self):
+        """The most threads that a step may use."""
+        if self.workers != "auto":
+            return self.workers
+        here = 1 if self.group is None else self.group.neighbours
+        return max(1, cores() // here) if self.device == "cpu" else 1
+
     def _shards(self, n, cost):
         """Slices of n rows, one a worker."""
-        if self.workers != "auto":
-            count = self.workers
-        elif self.device != "cpu":
-            count = 1
-        else:
-            here = 1 if self.group is None else self.group.neighbours
-            count = min(max(1, cores() // here), int(cost * n * self.row_flops / MIN_SHARD_FLOPS))
-        count = max(1, min(count, n))
-        edges = [n * i // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in pairwise(edges)]
+        count = self._threads()
+        if self.workers == "auto":
+            count = min(count, int(cost * n * self.row_flops / MIN_SHARD_FLOPS))
+        return slices(n, count)
 
     def _run(self, work, shards, *columns):
-        """work(shard, ...) for every shard, the last one on this thread, the others on the pool; results in order."""
-        jobs = list(zip(shards, *columns, strict=True))
-        if self.pool is None and len(jobs) > 1:
-            most = cores() if self.workers == "auto" else self.workers  # a later batch may have more shards
-            self.pool = ThreadPoolExecutor(max_workers=most - 1, thread_name_prefix="tinybitvit")
+        """work(shard, ...) for every shard, each on a thread; results in order."""
         # One image cannot be shared out: where it is work enough, BLAS's own threads are the only help.
         alone = shards[-1].stop == 1 and self.workers == "auto" and self.row_flops > MIN_SHARD_FLOPS
         threads = nullcontext() if alone else single_threaded_blas()
         with threads, memory_advice(f"{shards[-1].stop} images at once"):
-            futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
-            try:
-                last = work(*jobs[-1])
-            finally:
-                for future in futures:
-                    future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
-            return [*(future.result() for future in futures), last]
+            return self._on_threads(work, list(zip(shards, *columns, strict=True)))
+
+    def _spread(self, work, items):
+        """work(*item) for all items, in any order, on all threads where there are enough items for that to pay."""
+
+        def share(part):
+            for item in items[part]:
+                work(*item)
+
+        self._on_threads(share, [(part,) for part in slices(len(items), min(self._threads(), len(items) // 2))])
+
+    def _on_threads(self, work, jobs):
+        """work(*job) for all jobs, the last one on this thread, the others on the pool; results in order."""
+        if self.pool is None and len(jobs) > 1:
+            self.pool = ThreadPoolExecutor(max_workers=self._threads() - 1, thread_name_prefix="tinybitvit")
+        futures = [self.pool.submit(work, *job) for job in jobs[:-1]]
+        try:
+            last = work(*jobs[-1])
+        finally:
+            for future in futures:
+                future.exception()  # wait: no worker may run on when an error or Ctrl-C leaves this block
+        return [*(future.result() for future in futures), last]
+
+
+def slices(n, count):
+    """Slices of n elements, about equally long: at least one, at most `count` and at most n."""
+    count = max(1, min(count, n))
+    edges = [n * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
