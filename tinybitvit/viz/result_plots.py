@@ -28,14 +28,10 @@ def plot_pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
     front = sorted((p for p in points if p["front"]), key=lambda p: p["bytes"])
     x, y = [p["bytes"] / 1000 for p in front], [100 * p["accuracy"] for p in front]
     ax.plot(x, y, color="#444444", linewidth=1, zorder=0, drawstyle="steps-post", label="Pareto front")
-    for p in front:
-        ax.annotate(
-            p["label"],
-            (p["bytes"] / 1000, 100 * p["accuracy"]),
-            xytext=(5, -11),
-            textcoords="offset points",
-            fontsize=8,
-        )
+    for i, p in enumerate(front):  # labels in turns on either side, so that neighbours do not cover each other
+        place = {"xytext": (-5, 5), "ha": "right"} if i % 2 else {"xytext": (5, -11)}
+        at = p["bytes"] / 1000, 100 * p["accuracy"]
+        ax.annotate(p["label"], at, textcoords="offset points", fontsize=8, **place)
     ax.set_xscale("log")
     ax.margins(x=0.08)
     ax.set(xlabel="kilobytes (1,000 bytes)", ylabel="accuracy (%)")
