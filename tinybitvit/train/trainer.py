@@ -22,7 +22,7 @@ from .. import functional as F
 from ..distributed import CHECK_EVERY
 from ..nn import Dropout
 from ..ops.loss import check_classes
-from ..optim import clip_grad_norm
+from ..optim import clip_grad_norm, one_after_another
 from .objectives import Labels
 
 # A smaller shard costs more to hand to another thread than it saves (see docs/performance.md)
@@ -294,12 +294,8 @@ class Trainer:
 
     def _spread(self, work, items):
         """work(*item) for all items, in any order, on all threads where there are enough items for that to pay."""
-
-        def share(part):
-            for item in items[part]:
-                work(*item)
-
-        self._on_threads(share, [(part,) for part in slices(len(items), min(self._threads(), len(items) // 2))])
+        parts = slices(len(items), min(self._threads(), len(items) // 2))
+        self._on_threads(one_after_another, [(work, items[part]) for part in parts])
 
     def _on_threads(self, work, jobs):
         """work(*job) for all jobs, the last one on this thread, the others on the pool; results in order."""
