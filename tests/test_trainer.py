@@ -22,7 +22,7 @@ import tinybitvit as tb
 from tinybitvit import functional as F
 from tinybitvit.models import VisionTransformer
 from tinybitvit.nn import Linear
-from tinybitvit.optim import SGD, AdamW, decay_groups
+from tinybitvit.optim import SGD, AdamW, decay_groups, one_after_another
 from tinybitvit.train import Trainer, single_threaded_blas
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2, 3])
@@ -314,7 +314,7 @@ class Noting(AdamW):
 
     def step(self, spread):
         self.took = Counter()
-        super().step(*(() if self.alone else (spread,)))
+        super().step(one_after_another if self.alone else spread)
 
     def update(self, xp, group, p, *rest):
         self.took[threading.get_ident()] += p.size
