@@ -584,6 +584,12 @@ for name in ("binary", "ternary"):
             cases(name, reference, *WEIGHTS[:3], granularity=granularity, **slope)
     on_the_edge = [[1.0, -1.0, 2.0, 0.0], [-1.0, 1.0, 0.0, -2.0]]  # their mean size is 1, and so is the width
     cases(name, reference, [given(on_the_edge)], ste="clipped", width=1.0)
+for granularity in ("row", "tensor"):
+    twn = {"scale": "twn", "granularity": granularity}
+    cases("ternary", straight_through("ternary"), *WEIGHTS, *ODD_ROWS, *SMALL_AND_LARGE, **twn)
+    for slope in SLOPES:
+        cases("ternary", straight_through("ternary"), *WEIGHTS[:3], **twn, **slope)
+cases("ternary", straight_through("ternary"), [(0, 4)], scale="twn")
 cases("binary", straight_through("binary"), *WEIGHTS, *ODD_ROWS, centre=False)
 cases("binary", straight_through("binary"), *WEIGHTS, granularity="tensor", centre=False, ste="approx_sign", width=2.0)
 
@@ -645,6 +651,12 @@ REFUSED = [  # op, inputs, parameters, words of the sentence
     ("nbit", [A], {"bits": 1}, "at least 2 bits, not 1; the quantiser for 1 bit is binary"),
     ("absmax", [A], {"bits": 1}, "at least 2 bits, not 1"),
     ("binary", [A], {"granularity": "column"}, "granularity must be 'row' or 'tensor', not 'column'"),
-    ("ternary", [A], {"scale": "absmax"}, "scale must be 'absmean' or 'absmedian', not 'absmax'"),
+    (
+        "ternary",
+        [A],
+        {"scale": "absmax"},
+        "scale must be 'absmean' or 'absmedian' .or 'twn' for 1.58 bits., not 'absmax'",
+    ),
+    ("binary", [A], {"scale": "twn"}, "not 'twn'"),
     ("nbit", [A], {"bits": 4, "scale": "max"}, "scale must be"),
 ]

@@ -54,15 +54,24 @@ def binary(w, granularity="row", scale="absmean", centre=True, ste="identity", w
 
 
 def ternary(w, granularity="row", scale="absmean", ste="identity", width=1.0, temperature=1.0):
-    beta = size_of(w, granularity, scale).clamp(min=EPS)
-    rounded = beta * (w / beta).round().clamp(-1, 1)
+    if scale == "twn":
+        threshold = (0.7 * size_of(w, granularity, "absmean")).clamp(min=EPS / 2)
+        large = w.abs() > threshold
+        beta = over_row_or_all(lambda rows: rows.sum(-1), w.abs() * large, granularity)
+        beta = (beta / over_row_or_all(lambda rows: rows.sum(-1), large.long(), granularity).clamp(min=1)).clamp(
+            min=EPS
+        )
+        rounded, unit = beta * w.sign() * large, 2 * threshold
+    else:
+        unit = beta = size_of(w, granularity, scale).clamp(min=EPS)
+        rounded = beta * (w / beta).round().clamp(-1, 1)
 
     def surrogate(w):
-        v = w / beta
+        v = w / unit
         if ste in ("identity", "clipped"):
-            return beta * sign_surrogate(v, ste, width, temperature)
+            return unit * sign_surrogate(v, ste, width, temperature)
         steps = (sign_surrogate(v + shift, ste, width, temperature) for shift in (-0.5, 0.5))
-        return beta * sum(steps) / 2
+        return unit * sum(steps) / 2
 
     return rounded, surrogate
 

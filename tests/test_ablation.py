@@ -138,7 +138,10 @@ def test_results_name_the_recipes(done):
     twin, *low = results["models"]
     for model, entry in zip(low, results["summary"][1:], strict=True):
         assert entry["gap"]["mean"] == twin["accuracy"] - model["accuracy"]
-    names = ["32-bits", *(f"1-bit-{word}" for word in ("paper", "rows", "outputs", "tokens", "blocks", "median"))]
+    names = [
+        "32-bits",
+        *(f"1-bit-{word}" for word in ("paper", "rows", "outputs", "tokens", "blocks", "median", "centred")),
+    ]
     assert [model["name"] for model in results["models"]] == [f"{name}-seed-3" for name in names]
     assert {path.stem for path in (folder / "models").iterdir()} == {f"{name}-seed-3" for name in names}
     assert "recipe" not in results["settings"] and results["settings"]["epochs"] == 2

@@ -8,7 +8,9 @@ from devices import each_device, each_run
 from torch_reference import assert_close, compare, randomize
 
 from tinybitvit import Tensor, nn
+from tinybitvit.backend import to_numpy
 from tinybitvit.quant import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
+from tinybitvit.quant.watch import threshold_distance
 
 LOW_BITS = [b for b in WEIGHT_BITS if b != 32]
 RANGE = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}
@@ -61,7 +63,8 @@ def test_every_width(bits, activation_bits, granularity, device, rng):
 @each_device
 @GRANULARITIES
 @pytest.mark.parametrize(
-    "bits, scale", [(b, "absmedian") for b in LOW_BITS] + [(b, "absmax") for b in LOW_BITS if b >= 2]
+    "bits, scale",
+    [(b, "absmedian") for b in LOW_BITS] + [(b, "absmax") for b in LOW_BITS if b >= 2] + [(1.58, "twn")],
 )
 def test_every_scale(bits, scale, granularity, device, rng):
     """Rows of even length, where a median is the mean of the middle two, and of odd length."""
@@ -227,10 +230,45 @@ def test_scales_by_hand():
     assert weight_codes(w, 1.58)[1].tolist() == [[3.0], [0.5]]
     assert weight_codes(w, 1.58, "tensor")[1].tolist() == [[1.75]]
     assert weight_codes(w, 1.58, scale="absmedian")[1].tolist() == [[2.5], [0.5]]
+    assert weight_codes(w, 1.58, scale="twn")[1].tolist() == [[4.5], [0.5]]  # above 0.7 mean |w| = 2.1: 3 and 6
+    assert weight_codes(w, 1.58, scale="twn")[0].tolist() == [[0, 0, 1, 1], [1, 1, -1, 1]]
     assert weight_codes(w, 1)[1].tolist() == [[2.5], [0.375]]  # mean |w - mean w|
     assert weight_codes(w, 1, "tensor")[1].tolist() == [[1.75]]  # the paper's: mean |w|
     assert weight_codes(w, 4, scale="absmax")[1].tolist() == [[6 / 7], [0.5 / 7]]
     assert weight_codes(w, 2)[1].tolist() == [[6.0], [1.0]]  # 2 mean |w| / sqrt(1)
+
+
+def test_the_scale_of_twn_is_the_best_for_its_codes(rng):
+    """No other factor brings its codes closer to the weights, and the codes of 'absmean' come less close."""
+    w = rng.standard_normal((6, 200))
+    codes, scale = weight_codes(w, 1.58, scale="twn")
+    np.testing.assert_allclose(scale, (w * codes).sum(1, keepdims=True) / (codes**2).sum(1, keepdims=True))
+    usual, size = weight_codes(w, 1.58)
+    assert (((w - codes * scale) ** 2).mean(1) < 0.9 * ((w - usual * size) ** 2).mean(1)).all()
+
+
+@each_device
+@GRANULARITIES
+@pytest.mark.parametrize(
+    "bits, scale",
+    [(b, "absmean") for b in (1, 1.58, 4, 8)]
+    + [(1, "absmedian"), (1.58, "absmedian"), (1.58, "twn"), (2, "absmax"), (8, "absmax")],
+)
+def test_centred_weights_keep_codes_and_scales(bits, scale, granularity, device, rng):
+    module = layer(rng, 24, 9, bits=bits, scale=scale, granularity=granularity)
+    module.weight.data[3] = 0.0
+    module.to(device)
+    before = [to_numpy(a) for a in module.codes()]
+    latent = module.weight.data
+    module.centre()
+    assert module.weight.data is latent  # the optimiser's view of it stays valid
+    codes, scales = (to_numpy(a) for a in module.codes())
+    np.testing.assert_array_equal(codes, before[0])
+    np.testing.assert_allclose(scales, before[1], rtol=1e-12)
+    apart = to_numpy(threshold_distance(latent, bits, granularity, scale))
+    assert np.delete(apart, 3, axis=0).min() > 0.1  # some random weight is much closer
+    sizes = [np.unique(np.abs(row).round(9)) for row in to_numpy(latent)]
+    assert all(len(row) <= 1 + (bits > 1) * 2 ** max(1, bits - 1) for row in sizes)  # one size a code
 
 
 @pytest.mark.parametrize("pattern", ["all +127", "alternating", "random"])

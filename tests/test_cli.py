@@ -109,11 +109,11 @@ def test_options_reach_the_study(monkeypatch):
         monkeypatch.setattr(study, program, note)
     assert status_of("study") == 0
     usual = {"train_size": None, "test_size": None, "image_size": None, "seed": 0, "seeds": 1, "jobs": 1, "out": None}
-    usual |= {"device": "auto", "resume": False, "command": "tinybitvit study"}
+    usual |= {"device": "auto", "resume": False, "teacher": None, "command": "tinybitvit study"}
     assert seen == {"program": "run_study", "a": ("digits",), "k": usual}
     line = "study some/folder --bits 8 1.58 --out o --train-size 9 --test-size 8 --image-size 7 --seed 6 --epochs 5"
     line += " --batch-size 4 --lr 0.5 --dim 3 --depth 2 --heads 1 --mlp-ratio 1.5 --patch-size 2 --device cpu"
-    line += " --seeds 3 --jobs 2 --recipe best --init-from /some/where/model --resume"
+    line += " --seeds 3 --jobs 2 --recipe best --init-from /some/where/model --teacher /some/where/else --resume"
     assert status_of(*line.split()) == 0
     assert seen["a"] == ("some/folder",) and [type(b) for b in seen["k"]["bits"]] == [int, float]
     assert seen["k"] == {
@@ -129,6 +129,7 @@ def test_options_reach_the_study(monkeypatch):
         },
         **{"lr": 0.5, "dim": 3, "depth": 2, "heads": 1, "mlp_ratio": 1.5, "patch_size": 2, "device": "cpu"},
         **{"seeds": 3, "jobs": 2, "recipe": "best", "init_from": "/some/where/model", "resume": True},
+        "teacher": "/some/where/else",
         "command": f"tinybitvit {line}".replace("/some/where/", "").replace(" --resume", ""),
     }
     assert status_of("study", "--sweep", "--widths", "8", "16", "--depths", "1", "--out=/x/y z") == 0
@@ -177,9 +178,11 @@ BAD = {
     "study --ablation --recipe best": "an ablation has recipes and a teacher of its own: leave recipe and ",
     "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
     "study --ablation --widths 8": "--widths and --depths are for --sweep",
-    "study --recipe + rows": "argument --recipe: invalid choice: '+'",
-    "study --recipe good": "argument --recipe: invalid choice: 'good'",
+    "study --recipe good": "recipe must be 'best', 'paper', '+ rows', ",
     "study --init-from missing": "missing",
+    "study --teacher missing": "missing",
+    "study --teacher file": "file is not a whole safetensors file",
+    "study --teacher file --sweep": "leave out the sweep",
     "study --init-from file": "file is not a whole safetensors file",
     "study --widths 8 16": "--widths and --depths are for --sweep",
     "study --sweep --init-from file": "a sweep trains networks of other widths",

@@ -286,19 +286,15 @@ def test_parameters_may_come_from_iterators(rng):
 def test_decay_groups_of_a_vision_transformer():
     """The matrices decay; biases, norms, LayerScale, tokens and positions do not."""
     model = VisionTransformer(8, 4, dim=8, depth=1, heads=2, bits=1.58, pool="cls", registers=1, layer_scale=0.1)
-    decay, rest = decay_groups(model, 0.3)
-    assert (decay["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
+    low_bit, matrices, rest = decay_groups(model, 0.3)
+    assert [g["weight_decay"] for g in (low_bit, matrices, rest)] == [0.3, 0.3, 0.0]
+    assert [g.get("low_bit", False) for g in (low_bit, matrices, rest)] == [True, False, False]
     names = {p: name for name, p in model.named_parameters()}
-    matrices = [
-        "embed.patch.proj",
-        "blocks.0.attn.qkv",
-        "blocks.0.attn.proj",
-        "blocks.0.mlp.fc1",
-        "blocks.0.mlp.fc2",
-        "head",
-    ]
-    assert [names[p] for p in decay["params"]] == [f"{name}.weight" for name in matrices]
-    assert {names[p] for p in rest["params"]} == set(names.values()) - {f"{name}.weight" for name in matrices}
+    latent = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    assert [names[p] for p in low_bit["params"]] == [f"blocks.0.{name}.weight" for name in latent]
+    assert [names[p] for p in matrices["params"]] == ["embed.patch.proj.weight", "head.weight"]
+    decayed = [*low_bit["params"], *matrices["params"]]
+    assert {names[p] for p in rest["params"]} == set(names.values()) - {names[p] for p in decayed}
     for name in ("embed.pos_embed", "embed.cls_token", "embed.reg_token", "blocks.0.attn.proj.norm.weight"):
         assert any(names[p] == name for p in rest["params"])
 

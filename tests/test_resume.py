@@ -255,7 +255,7 @@ def test_ctrl_c_waits_for_the_end_of_an_update(data, monkeypatch, tmp_path):
 
     def interrupted(self, *arguments):
         step(self, *arguments)
-        if next(updates) == 8:  # two parameter groups, so one update calls this twice
+        if next(updates) == 13:  # three parameter groups, so one update calls this three times
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(tb.optim.AdamW, "update", interrupted)

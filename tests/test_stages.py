@@ -43,8 +43,8 @@ def test_a_single_stage_is_warmup_and_cosine():
     schedule, optimizer, model = staged([Stage(warmup=0.1)])
     usual = tb.optim.WarmupCosine(other := AdamW(model.parameters(), lr=1e-2), 100, warmup=10)
     for _ in range(101):
-        assert [g["lr"] for g in optimizer.param_groups] == [other.param_groups[0]["lr"]] * 2
-        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+        assert [g["lr"] for g in optimizer.param_groups] == [other.param_groups[0]["lr"]] * 3
+        assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1, 0.0]
         schedule.step()
         usual.step()
 
@@ -74,7 +74,58 @@ def test_a_rate_relative_to_the_weights():
     _, optimizer, model = staged([Stage(relative_lr=0.1)])
     layers = watch.low_bit_layers(model)
     mean = np.mean(np.concatenate([np.abs(m.weight.data).ravel() for m in layers]))
-    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * mean] * 2, rel=1e-6)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * mean] * 3, rel=1e-6)
+    _, optimizer, _ = staged([Stage(relative_lr=0.1, others=0.5)])
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1 * mean, 5e-3, 5e-3], rel=1e-6)
+    for total, expected in ((20, 0.1 * 20 / 2), (400, 2.0)):
+        schedule, optimizer, _ = staged([Stage(relative_lr=0.1, path=2.0, warmup=0.1)], total=total)
+        path = 0.0
+        for _ in range(total):
+            path += optimizer.param_groups[0]["lr"]
+            schedule.step()
+        assert path / mean == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stage_that_centres_does_so_once_where_it_begins(first):
+    stages = [Stage(centre=True), Stage()] if first else [Stage(), Stage(centre=True)]
+    schedule, _, model = staged(stages, total=6)
+    layer = model.blocks[0].mlp.fc1
+
+    def sizes():
+        return len(np.unique(np.abs(layer.weight.data[0]).round(6)))
+
+    assert (sizes() <= 2) == first
+    for update in range(1, 7):
+        layer.weight.data += np.float32(1e-3) * np.arange(layer.weight.size, dtype="float32").reshape(
+            layer.weight.shape
+        )
+        schedule.step()
+        assert (sizes() <= 2) == (update == 3 and not first)
+    jumped, _, model = staged(stages, total=6)
+    w = model.blocks[0].mlp.fc1.weight.data
+    w += 1e-3 * np.arange(w.size, dtype="float32").reshape(w.shape)
+    before = w.copy()
+    jumped.resume(3)  # as from a checkpoint, whose weights were centred when it was made
+    np.testing.assert_array_equal(w, before)
+
+
+def test_what_centring_is_for():
+    """After a first stage weights sit at their thresholds; a second one with a tiny rate tips them, unless centred."""
+    flips = []
+    for centre in (False, True):
+        schedule, optimizer, model = staged(
+            [Stage(1, relative_lr=0.2), Stage(1, relative_lr=0.01, centre=centre)], total=160
+        )
+        trainer = train.Trainer(model, optimizer, workers=1)
+        rng = np.random.default_rng(3)
+        x, y = rng.standard_normal((64, 4, 4, 1)).astype("float32"), rng.integers(2, size=64)
+        for update in range(81):
+            before = watch.snapshot(model)
+            trainer.step(x, y if update < 80 else 1 - y)
+            schedule.step()
+        flips.append(watch.flip_rate(before, watch.snapshot(model)))
+    assert flips[1] == 0.0 < flips[0]
 
 
 def test_resume_sets_what_stepping_sets():

@@ -133,7 +133,8 @@ def test_sweep_crosses_bits_widths_and_depths(drawn, tmp_path):
     assert any(e["front"] for e in results["summary"]) and "dim" not in results["settings"]
     smallest = min(results["summary"], key=lambda e: e["weight_bytes"])
     assert smallest["front"] and smallest["bits"] == 1 and smallest["dim"] == 8
-    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "report.html", "pareto.png", "loss.png", "models"}
+    figures = {"pareto.png", "loss.png", "confusion.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "report.html", "models", *figures}
     with Image.open(tmp_path / "pareto.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -391,6 +392,37 @@ def test_the_best_recipe_has_a_twin_as_teacher(monkeypatch, tmp_path):
     seen.clear()
     study.run_study("digits", [1.58, 1], out=tmp_path / "b", recipe="paper", **options)
     assert [(call[0], call[2], call[3]) for call in seen] == [(1.58, True, None), (1, True, None)]
+
+
+def test_a_study_of_a_teacher_in_a_file(tmp_path):
+    """It is measured, not trained, and the others are converted from it."""
+    options = {"epochs": 2, "train_size": 60, "test_size": 40, "recipe": "best"}
+    whole = study.run_study("digits", [32, 1.58], out=tmp_path / "a", dim=16, depth=3, heads=2, **options)
+    file = tmp_path / "a" / "models" / "32-bits-seed-0.safetensors"
+    again = study.run_study("digits", [1.58], out=tmp_path / "b", teacher=file, **options)
+    assert again["options"]["teacher"] == repr(file.name) and again["settings"]["dim"] == 16
+    assert without_times(again) == without_times(whole)
+    resumed = study.run_study("digits", [1.58, 1], out=tmp_path / "b", teacher=file, resume=True, **options)
+    assert [m["bits"] for m in resumed["models"]] == [32, 1.58, 1]
+    assert cli.main(["study", "--teacher", str(file), "--bits", "1", "--epochs=1", f"--out={tmp_path / 'c'}"]) == 0
+
+
+def test_teachers_that_cannot_be(tmp_path):
+    options = {"epochs": 1, "train_size": 60, "test_size": 40, "recipe": "best"}
+    study.run_study("digits", [1], out=tmp_path / "a", **options)
+    full, low = (tmp_path / "a" / "models" / f"{name}-seed-0.safetensors" for name in ("32-bits", "1-bit"))
+    for says, more in {
+        "teacher must have 32 bits, and .* has 1": {"teacher": low},
+        "takes its sizes and weights from that: leave out init_from": {"teacher": full, "init_from": full},
+        "other classes or on images of another size than digits": {"teacher": full, "image_size": 16},
+        "leave out depth and dim": {"teacher": full, "dim": 32, "depth": 1},
+    }.items():
+        with pytest.raises(ValueError, match=says):
+            study.run_study("digits", [1], out=tmp_path / "b", **options, **more)
+    with pytest.raises(ValueError, match="leave out the sweep"):
+        study.run_sweep("digits", [1], out=tmp_path / "b", teacher=full, **options)
+    with pytest.raises(tb.io.CheckpointError, match="none"):
+        study.run_study("digits", [1], out=tmp_path / "b", teacher=tmp_path / "none", **options)
 
 
 def test_processes_wait_for_their_teachers(tmp_path):

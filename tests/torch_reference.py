@@ -184,6 +184,12 @@ class BitLinear(nn.Linear):
             beta = beta.clamp(min=1e-5).detach()
             return sign(w - mu), beta, beta * stand_in((w - mu) / beta, self.ste, 3.0, self.temperature)
         if self.bits == 1.58:
+            if self.scale == "twn":
+                rows = w if self.granularity == "row" else w.reshape(1, -1)
+                codes = torch.sign(w) * (w.abs() > 0.7 * rows.abs().mean(-1, keepdim=True))
+                large = codes.abs().reshape(rows.shape)
+                beta = (rows.abs() * large).sum(-1, keepdim=True) / large.sum(-1, keepdim=True)
+                return codes.detach(), beta.detach(), w
             beta = magnitude(w, self.granularity, self.scale).clamp(min=1e-5).detach()
             return (w / beta).round().clamp(-1, 1), beta, beta * self._ternary_stand_in(w / beta)
         top = 2 ** (self.bits - 1) - 1

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 BAD_INPUT = 2  # exit status
 DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
-RECIPES = ("paper", "best")
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +65,12 @@ def add_training_arguments(p: Parser) -> None:
         help="start from this model: a file of `tinybitvit train`, or a folder or file that Hugging Face or timm wrote;"
         " its sizes are taken over",
     )
-    group.add_argument("--recipe", choices=RECIPES, help="how low-bit models are trained: as the papers do, or best")
+    group.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="how low-bit models are trained: paper, as BitNet's papers do, best, or a step between them as an ablation"
+        " names it, such as '+ blocks'",
+    )
     group.add_argument(
         "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
     )
@@ -91,6 +95,12 @@ def add_study_arguments(p: Parser) -> None:
     )
     p.add_argument("--seeds", type=count, default=1, metavar="N", help="train everything N times (default: 1)")
     p.add_argument("--jobs", type=count, metavar="N", help="models trained at the same time, a core each (default: 1)")
+    p.add_argument(
+        "--teacher",
+        metavar="FILE",
+        help="a full-precision model, written by `tinybitvit train` or a study on the same images, to convert: none is"
+        " trained then",
+    )
     kind = p.add_mutually_exclusive_group()
     kind.add_argument("--sweep", action="store_true", help="train at several widths and depths, too")
     kind.add_argument(

@@ -149,7 +149,7 @@ def study(args: argparse.Namespace) -> int:
     if started():
         raise ValueError("a study runs in one process: start it without mpiexec, or train one model with `train`")
     options = {**data_arguments(args), **model_arguments(args), "seeds": args.seeds, "jobs": args.jobs or 1}
-    options |= {"out": args.out, "resume": args.resume, "command": command_line(args.words)}
+    options |= {"out": args.out, "resume": args.resume, "teacher": args.teacher, "command": command_line(args.words)}
     if args.bits is not None:
         options["bits"] = args.bits
     if args.sweep:

@@ -245,8 +245,15 @@ def clip_grad_norm(parameters, max_norm):
 
 
 def decay_groups(model, weight_decay):
-    """Parameter groups for a model: weight decay for matrices; none for biases, norms, tokens and positions."""
-    params = model.parameters()
-    matrices = [p for p in params if p.ndim == 2]
-    rest = [p for p in params if p.ndim != 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    """Parameter groups for a model: weight decay for matrices; none for biases, norms, tokens and positions.
+
+    The latent weights of low-bit layers, whose learning rate means something else, are a group of their own, with
+    "low_bit" True.
+    """
+    latent = {m.weight for m in model.modules() if hasattr(m, "quantized_weight")}
+    low_bit = {"params": [], "weight_decay": weight_decay, "low_bit": True}
+    matrices = {"params": [], "weight_decay": weight_decay}
+    rest = {"params": [], "weight_decay": 0.0}
+    for p in model.parameters():
+        (low_bit if p in latent else matrices if p.ndim == 2 else rest)["params"].append(p)
+    return [low_bit, matrices, rest]

@@ -7,7 +7,7 @@ from ..nn import Linear, RMSNorm
 from ..tensor import Tensor
 from . import functional as Q
 from .integer import integer_linear
-from .ste import STE, absmax_codes, binary_codes, nbit_codes, ternary_codes
+from .ste import STE, absmax_codes, binary_codes, nbit_codes, ternary_codes, twn_codes
 
 WEIGHT_BITS = (32, 8, 4, 3, 2, 1.58, 1)
 ACTIVATION_BITS = (None, 8, 4, 1)
@@ -26,8 +26,8 @@ class BitLinear(Linear):
 
     bits: 1 (sign), 1.58 (ternary) or 2, 3, 4, 8 (rounded) for the weights; activation_bits: 8, 4, 1 or None for the
     inputs, one scale per token; granularity: one weight scale per 'row' (output channel) or 'tensor' (BitNet's papers);
-    scale: 'absmean', 'absmedian' (or 'absmax' from 2 bits up); ste: the gradient of the weight quantiser, see
-    `quant.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
+    scale: 'absmean', 'absmedian' (or 'twn' at 1.58 bits, 'absmax' from 2 bits up); ste: the gradient of the weight
+    quantiser, see `quant.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
 
     Three things that are easily confused: `weight` is the latent float weight that the optimiser moves;
     `quantized_weight()` is what the forward pass multiplies by; the packed bytes live in a `PackedLinear`.
@@ -110,6 +110,17 @@ class BitLinear(Linear):
         w = self.weight.data
         return weight_codes(w, self.bits, self.granularity, self.scale)
 
+    def centre(self):
+        """Move every latent weight to the middle of its code, times a factor with which its scale stays.
+
+        The codes stay, too; of 2 or 3 bits, or by medians, a few may change. Training gathers weights at the
+        thresholds, where a small update in a new direction tips many of them at once.
+        """
+        w = self.quantized_weight()
+        # The mean or median over codes is not that over the weights; stretched by this, it is again.
+        w *= self.codes()[1] / weight_codes(w, self.bits, self.granularity, self.scale)[1]
+        self.weight.data[...] = w
+
     def input_codes(self, x):
         """The integer codes of an input array, as floats, and their step per token."""
         xp = backend.array_module(x)
@@ -128,7 +139,7 @@ def weight_codes(w, bits, granularity="row", scale="absmean"):
     if bits == 1:
         return binary_codes(xp, w, granularity, scale)[:2]
     if bits == 1.58:
-        return ternary_codes(xp, w, granularity, scale)
+        return twn_codes(xp, w, granularity)[:2] if scale == "twn" else ternary_codes(xp, w, granularity, scale)
     return nbit_codes(xp, w, bits, granularity, scale)
 
 

@@ -51,7 +51,7 @@ def _top(bits):
 def _magnitude(xp, w, axis, scale):
     """The typical size of the elements of w: their mean or median absolute value."""
     if scale not in ("absmean", "absmedian"):
-        raise ValueError(f"scale must be 'absmean' or 'absmedian', not {scale!r}")
+        raise ValueError(f"scale must be 'absmean' or 'absmedian' (or 'twn' for 1.58 bits), not {scale!r}")
     size = xp.abs(w)
     if scale == "absmean":
         return xp.mean(size, axis=axis, keepdims=True)
@@ -84,6 +84,23 @@ def ternary_codes(xp, w, granularity="row", scale="absmean"):
     codes = w / beta
     xp.rint(codes, out=codes)
     return xp.clip(codes, -1, 1), beta
+
+
+def twn_codes(xp, w, granularity="row"):
+    """Codes t = sign(w) where |w| > d, else 0, with d = 0.7 mean |w|; beta = the mean of those |w|; and 2 d.
+
+    Ternary Weight Networks, Li, Zhang and Liu 2016 (arXiv 1605.04711), equations 5 and 6: nearly the codes and, for
+    these codes, exactly the scale with the least ||w - beta t||^2. In units of 2 d the thresholds lie at +-1/2, as
+    those of `ternary_codes` do in units of beta.
+    """
+    axis = _axis(granularity)
+    unit = xp.maximum(_magnitude(xp, w, axis, "absmean") * 1.4, EPS)
+    codes = w / unit
+    xp.rint(codes, out=codes)
+    xp.clip(codes, -1, 1, out=codes)
+    count = (codes * codes).sum(axis=axis, keepdims=True)
+    beta = (w * codes).sum(axis=axis, keepdims=True) / xp.maximum(count, 1)
+    return codes, xp.maximum(beta, EPS), unit
 
 
 def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
@@ -143,14 +160,18 @@ class Ternary(Function):
 
     With v = w / beta, t = (sign(v - 1/2) + sign(v + 1/2)) / 2: two steps of half height. approx_sign and ede replace
     each of them by its stand-in: dL/dw = g (a(v - 1/2) + a(v + 1/2)) / 2; identity and clipped act on v itself: dL/dw =
-    g a(v).
+    g a(v). scale='twn': the codes and scale of `twn_codes`, and v = w / (2 d).
     """
 
     @staticmethod
     def forward(ctx, w, *, granularity="row", scale="absmean", ste="identity", width=1.0, temperature=1.0):
         xp = ctx.xp
-        codes, beta = ternary_codes(xp, w, granularity, scale)
-        v = w / beta
+        if scale == "twn":
+            codes, beta, unit = twn_codes(xp, w, granularity)
+        else:
+            codes, beta = ternary_codes(xp, w, granularity, scale)
+            unit = beta
+        v = w / unit
         if ste in ("approx_sign", "ede"):
             ctx.save(0.5 * (slope(xp, v - 0.5, ste, width, temperature) + slope(xp, v + 0.5, ste, width, temperature)))
         else:

@@ -6,6 +6,7 @@ flips that does not fall means a learning rate too high for the weights to settl
 
 from .. import backend
 from .linear import BitLinear, weight_codes
+from .ste import twn_codes
 
 
 def low_bit_layers(model):
@@ -32,10 +33,11 @@ def zero_share(codes):
 def threshold_distance(w, bits, granularity="row", scale="absmean"):
     """How far each weight is from the nearest value at which its code would change, in units of its scale.
 
-    Thresholds lie at the mean for 1 bit, at half-integers else, none of them beyond the outermost codes.
+    Thresholds lie at the mean for 1 bit, at half-integers else, none of them beyond the outermost codes. With
+    scale='twn' the unit is twice the threshold.
     """
     xp = backend.array_module(w)
-    _, step = weight_codes(w, bits, granularity, scale)
+    step = twn_codes(xp, w, granularity)[2] if scale == "twn" else weight_codes(w, bits, granularity, scale)[1]
     if bits == 1:
         return xp.abs(w - w.mean(axis=-1 if granularity == "row" else None, keepdims=True)) / step
     low, top = (-1, 1) if bits == 1.58 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

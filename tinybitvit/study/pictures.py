@@ -16,7 +16,7 @@ from .run import Run, Study
 
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
 PICTURED = 4  # test images in the attention figure
-MOST_CURVES, MOST_MATRICES = 8, 7  # more would not be told apart
+MOST = 8  # more would not be told apart
 
 
 def write_report(study: Study, results: report.Results, data: Dataset, runs: Sequence[Run]) -> None:
@@ -98,7 +98,7 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
             "Accuracy on the test images; bars, and the grey band around the 32-bit model, are 95 % intervals.",
             viz.plot_ablation(report.points(results)),
         )
-    if len(groups) <= MOST_CURVES:
+    if len(groups) <= MOST:
         yield (
             "loss.png",
             "Training",
@@ -109,7 +109,7 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
                 "loss of the stage" if taught else "cross-entropy (nats)",
             ),
         )
-    if len(groups) <= MOST_MATRICES:
+    if len(groups) <= MOST:
         yield (
             "confusion.png",
             "Confusion matrices",

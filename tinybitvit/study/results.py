@@ -85,6 +85,8 @@ def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str |
     options["dataset"] = data.name  # a folder may have been moved
     if "init_from" in options:
         options["init_from"] = source_name(options["init_from"])
+    if study.teacher is not None:
+        options["teacher"] = study.teacher.name
     return {
         "dataset": data.name,
         "train_size": len(data.y_train),

@@ -49,12 +49,14 @@ class Run(NamedTuple):
 class Study:
     """What the models of a study have in common, as a process of its own needs it.
 
-    folder: of all files. data: arguments of `load_data` but the seed. options: of tb.ViT.
+    folder: of all files. data: arguments of `load_data` but the seed. options: of tb.ViT. teacher: a file of
+    tb.ViT.save that is the full-precision model of every seed, which is then not trained.
     """
 
     folder: Path
     data: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    teacher: Path | None = None
 
     def model_file(self, run: Run) -> Path:
         return self.folder / "models" / f"{run.name}.safetensors"
@@ -100,7 +102,11 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     elif "init_from" in options:
         options["init_from"] = start_model(options["init_from"])
     with single_threaded_blas() if shared else nullcontext():
-        model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
+        if run.bits == 32 and study.teacher is not None:
+            model = tb.load(study.teacher, options.get("device", "cpu"))
+            seconds = sum(model.history_["seconds"])
+        else:
+            model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
         guess = model.predict(data.X_test)
     save(model, study.model_file(run))
     found = measure(model, data, guess)

@@ -19,7 +19,7 @@ from ..train import find_recipe
 from ..train.meter import clock
 from ..train.recipes import ABLATION
 from .pictures import write_report
-from .presets import PRESETS, load_data_once, preset
+from .presets import PRESETS, SHAPE, load_data_once, preset
 from .results import add_run, begin, close, open_folder
 from .run import Run, Study, start_model, train_run
 
@@ -36,7 +36,8 @@ def run_study(
     seed, seed + 1, ...; each draws its own split and subset where there is a choice. Arguments of tb.ViT come before
     those of PRESETS. With a recipe that has a teacher, such as 'best', the low-bit models learn from the full-precision
     model of the same seed (distill_from), which is trained first, also where `bits` leaves it out. init_from: also a
-    file of tb.ViT.save. command: what to write down as the command that made the results.
+    file of tb.ViT.save. teacher: such a file, of 32 bits, that takes the place of the full-precision models, so that
+    none is trained; its sizes are taken over. command: what to write down as the command that made the results.
 
     jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
     results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
@@ -120,12 +121,13 @@ def run_all(
     resume: bool = False,
     jobs: int | None = None,
     command: str | None = None,
+    teacher: str | PathLike | None = None,
     **options: Any,
 ) -> report.Results:
     """Train what is not yet trained, and report."""
     sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
     began, seeds_used = time.perf_counter(), range(seed, seed + seeds)
-    data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, options)
+    data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, teacher, options)
     results = begin(study, data, runs, resume, command)
     print(data, flush=True)
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
@@ -151,7 +153,7 @@ def run_all(
     return results
 
 
-def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, options) -> tuple[Dataset, Study, list[Run]]:
+def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options) -> tuple[Dataset, Study, list[Run]]:
     """Everything checked that can be before training: the images of the first seed, the study, its runs in order."""
     bits = list(dict.fromkeys(bits))
     for b in bits:
@@ -162,16 +164,36 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, options) -> tuple
         dataset = Path(dataset).absolute()  # a process on another machine may work in another folder
     images = {"dataset": dataset, **sizes}
     data = load_data_once(**images, seed=seeds[0])
-    options = {**preset(dataset, options.get("init_from")), **{k: v for k, v in options.items() if v is not None}}
+    start = options.get("init_from") or teacher
+    options = {**preset(dataset, start), **{k: v for k, v in options.items() if v is not None}}
     if "init_from" in options:
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
         source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
+    if teacher is not None:
+        teacher = checked_teacher(teacher, data, options, shapes)
     runs = plan(bits, shapes, recipes, seeds, options)
     kind = "sweep" if shapes[0] else "ablation" if recipes else "study"
     folder = Path(out if out is not None else f"{kind}-{data.name}")
     open_folder(folder)
-    return data, Study(folder.absolute(), images, options), runs
+    return data, Study(folder.absolute(), images, options, teacher), runs
+
+
+def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes) -> Path:
+    """The file of a teacher, if it can be one."""
+    path = Path(teacher).expanduser().absolute()
+    if shapes[0] or (given := {"init_from", "distill_from", *SHAPE} & set(options)):
+        unwanted = "the sweep" if shapes[0] else " and ".join(sorted(given))
+        raise ValueError(f"a study with a teacher takes its sizes and weights from that: leave out {unwanted}")
+    model = tb.load(path)
+    if model.bits != 32:
+        raise ValueError(f"the teacher must have 32 bits, and {teacher} has {model.bits:g}")
+    if list(model.classes_) != sorted(data.classes) or model.image_shape_ != data.X_train.shape[1:]:
+        raise ValueError(
+            f"{teacher} was trained on other classes or on images of another size than {data.name}: give image_size and"
+            " the data set as they were when it was trained"
+        )
+    return path
 
 
 def plan(bits, shapes, recipes, seeds, options) -> list[Run]:

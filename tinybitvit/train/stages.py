@@ -23,22 +23,28 @@ class Stage:
     does; 'outputs', the teacher's outputs, end to end (see `train.objectives`). lr: peak learning rate (None: that of
     the optimiser), times `factor`; it rises over the fraction `warmup` of the stage and then falls to 0 along half a
     cosine. relative_lr, instead of lr: the peak in units of the mean size of the low-bit weights at the start, because
-    only their ratio counts for a sign (Quist et al. 2023, arXiv 2303.02452). weight_decay: a factor. strength: how much
-    of the quantisers acts at the start and at the end of the stage, linear in between. bits: another bit width than the
-    network's own. settle: in the first half find the weights whose codes swing, and hold them fixed in the second (see
-    `quant.watch.Settle`).
+    only their ratio counts for a sign (Quist et al. 2023, arXiv 2303.02452). path: lowers that peak in a long stage, so
+    that the rates of all its updates add up to so many mean sizes at most (None: any number). others: with relative_lr,
+    the peak for all other parameters in units of the optimiser's own (None: as for the low-bit weights). weight_decay:
+    a factor. centre: begin with every low-bit weight in the middle of its code (see `quant.BitLinear.centre`).
+    strength: how much of the quantisers acts at the start and at the end of the stage, linear in between. bits: another
+    bit width than the network's own. settle: in the first half find the weights whose codes swing, and hold them fixed
+    in the second (see `quant.watch.Settle`).
     """
 
     share: float = 1.0
     learns: str = "labels"
     lr: float | None = None
     relative_lr: float | None = None
+    path: float | None = None
+    others: float | None = None
     factor: float = 1.0
     weight_decay: float = 1.0
     warmup: float = 0.0
     strength: tuple[float, float] = (1.0, 1.0)
     bits: float | None = None
     settle: bool = False
+    centre: bool = False
 
     def __post_init__(self):
         if self.learns not in LEARNS:
@@ -87,6 +93,7 @@ class Stages:
             self.ends.append(round(total * so_far / shares))
         self.settle = None
         self.resume(0)
+        self._centre()
 
     def __call__(self, model, x, y, *weight):
         """The objective of the present stage: (output, loss)."""
@@ -99,6 +106,7 @@ class Stages:
 
     def step(self):
         self._enter(self.last + 1)
+        self._centre()
         if self.stage.settle and self.layers:
             self._settle()
 
@@ -120,14 +128,25 @@ class Stages:
         self.done, self.length = last - start, self.ends[i] - start
         factor = stage.factor * warmup_cosine(self.done, self.length, round(stage.warmup * self.length))
         own = stage.lr if stage.relative_lr is None else stage.relative_lr * self.size
+        if stage.path is not None:
+            own = min(
+                own, stage.path * self.size / (0.5 * max(self.length, 1))
+            )  # warm-up and cosine are 1/2 on average
         for group, lr, decay in self.groups:
-            group["lr"] = (own or lr) * factor
+            apart = stage.others is not None and not group.get("low_bit")
+            group["lr"] = (stage.others * lr if apart else own or lr) * factor
             group["weight_decay"] = decay * stage.weight_decay
         low, high = stage.strength
         strength = low + (high - low) * min(self.done / max(self.length, 1), 1.0)
         temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
         for layer, bits in zip(self.layers, self.bits, strict=True):
             layer.strength, layer.bits, layer.temperature = strength, stage.bits or bits, temperature
+
+    def _centre(self):
+        """Where a stage begins, and not where a run resumes there: its weights are centred already."""
+        if self.stage.centre and self.done == 0:
+            for layer in self.layers:
+                layer.centre()
 
     def _settle(self):
         if self.settle is None:
