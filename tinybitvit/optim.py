@@ -250,7 +250,7 @@ def decay_groups(model, weight_decay):
     The latent weights of low-bit layers, whose learning rate means something else, are a group of their own, with
     "low_bit" True.
     """
-    latent = {m.weight for m in model.modules() if hasattr(m, "quantized_weight")}
+    latent = {m.weight for m in model.modules() if hasattr(m, "centre")}  # the BitLinear layers
     low_bit = {"params": [], "weight_decay": weight_decay, "low_bit": True}
     matrices = {"params": [], "weight_decay": weight_decay}
     rest = {"params": [], "weight_decay": 0.0}
