@@ -129,9 +129,8 @@ class Stages:
         factor = stage.factor * warmup_cosine(self.done, self.length, round(stage.warmup * self.length))
         own = stage.lr if stage.relative_lr is None else stage.relative_lr * self.size
         if stage.path is not None:
-            own = min(
-                own, stage.path * self.size / (0.5 * max(self.length, 1))
-            )  # warm-up and cosine are 1/2 on average
+            average = 0.5  # of warm-up and cosine
+            own = min(own, stage.path * self.size / (average * max(self.length, 1)))
         for group, lr, decay in self.groups:
             apart = stage.others is not None and not group.get("low_bit")
             group["lr"] = (stage.others * lr if apart else own or lr) * factor
