@@ -9,8 +9,10 @@ from sklearn.exceptions import NotFittedError
 
 import tinybitvit as tb
 from tinybitvit.data.images import auto_patch, flat_shape
+from tinybitvit.train import Recipe
 
 TINY = {"dim": 16, "depth": 1, "heads": 2, "epochs": 12, "lr": 1e-2, "batch_size": 20, "augment": None, "verbose": 0}
+TERNARY_SCALES = Recipe({"scale": "twn", "sub_norm": False})
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,22 @@ def test_starting_from_and_learning_from_another_model(data):
         fit(data, init_from=teacher, dim=8)
     with pytest.raises(ValueError, match="other classes"):
         fit((X, y + 1), distill_from=teacher)
+
+
+@pytest.mark.parametrize("bits, recipe", [(1, None), (1.58, None), (8, None), (1.58, TERNARY_SCALES)])
+def test_training_goes_on_from_packed_bytes(data, tmp_path, bits, recipe):
+    X, _ = data
+    fitted = fit(data, bits=bits, recipe=recipe)
+    fitted.save(tmp_path / "packed.safetensors", packed=True)
+    packed = tb.load(tmp_path / "packed.safetensors")
+    again = fit(data, bits=bits, recipe=recipe, init_from=packed, epochs=0)
+    codes = [model.model_.blocks[0].mlp.fc1.codes()[0] for model in (fitted, again)]
+    np.testing.assert_array_equal(*codes)
+    np.testing.assert_allclose(again.decision_function(X), packed.decision_function(X), rtol=1e-4, atol=1e-5)
+    same = fit(data, bits=bits, init_from=packed, epochs=0)  # without a recipe: its quantisers are those of the source
+    np.testing.assert_array_equal(same.decision_function(X), again.decision_function(X))
+    longer = fit(data, bits=bits, recipe=recipe, init_from=packed, epochs=3)
+    assert longer.history_["loss"][-1] < fitted.history_["loss"][-1]
 
 
 @each_device

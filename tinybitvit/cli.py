@@ -83,7 +83,9 @@ def build_parser() -> Parser:
     p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
     p.add_argument("--out", metavar="FILE", default="model.safetensors", help="where to save it (default: %(default)s)")
     p.add_argument(
-        "--packed", action="store_true", help="save packed bits only: small, but training cannot go on from it"
+        "--packed",
+        action="store_true",
+        help="save packed bits only: small; a new training can start from it (--init-from)",
     )
     add_training_arguments(p)
 

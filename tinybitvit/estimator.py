@@ -203,7 +203,8 @@ class ViT(ImageClassifier):
         self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
         options = {name: getattr(self, name) for name in NETWORK}
         if source is not None:
-            options |= shape_of(source, {name: v for name, v in options.items() if v != DEFAULTS[name]})
+            given = {name: v for name, v in options.items() if v != DEFAULTS[name]}
+            options |= shape_of(source, given | {"bits": self.bits})
         elif self.patch_size == "auto":
             options["patch_size"] = auto_patch(self.image_shape_)
         *size, channels = self.image_shape_
@@ -325,7 +326,7 @@ NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activati
 def load(path, device="cpu"):
     """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
 
-    A packed file gives a model that predicts and cannot be trained.
+    A packed file gives a model that predicts; a training can start from it (`init_from`), not go on.
     """
     loaded = load_classifier(path, ViT, backend.resolve_device(device))
     loaded._start_random(loaded._draw_seed())

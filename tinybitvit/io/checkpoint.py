@@ -36,10 +36,10 @@ def save_model(
 ) -> None:
     """Save a model, atomically, with anything else that JSON and arrays (of an optimiser, say) can hold.
 
-    packed: bytes instead of latent weights, for inference alone: training cannot go on from such a file. half: round
-    the numbers that stay floats (scales, biases, norms, positions, head) to float16 on disk; without it a packed file
-    gives back the same logits bit for bit. Raises CheckpointError where the file cannot be written and ValueError for a
-    model with nothing to pack.
+    packed: bytes instead of latent weights, for inference: a training can start from such a file (`init_from`), not go
+    on. half: round the numbers that stay floats (scales, biases, norms, positions, head) to float16 on disk; without it
+    a packed file gives back the same logits bit for bit. Raises CheckpointError where the file cannot be written and
+    ValueError for a model with nothing to pack.
     """
     if packed and not model.config["layout"]:
         model = model.pack()

@@ -110,15 +110,18 @@ class BitLinear(Linear):
         w = self.weight.data
         return weight_codes(w, self.bits, self.granularity, self.scale)
 
-    def centre(self):
+    def centre(self, codes=None, scale=None):
         """Move every latent weight to the middle of its code, times a factor with which its scale stays.
 
-        The codes stay, too; of 2 or 3 bits, or by medians, a few may change. Training gathers weights at the
-        thresholds, where a small update in a new direction tips many of them at once.
+        codes (out, in) and scale (out, 1) or (1, 1): those of another layer to take over, None for the layer's own. The
+        codes stay, too; of 2 or 3 bits, or by medians, a few may change. Training gathers weights at the thresholds,
+        where a small update in a new direction tips many of them at once.
         """
-        w = self.quantized_weight()
+        if codes is None:
+            codes, scale = self.codes()
+        w = codes * scale
         # The mean or median over codes is not that over the weights; stretched by this, it is again.
-        w *= self.codes()[1] / weight_codes(w, self.bits, self.granularity, self.scale)[1]
+        w *= scale / weight_codes(w, self.bits, self.granularity, self.scale)[1]
         self.weight.data[...] = w
 
     def input_codes(self, x):

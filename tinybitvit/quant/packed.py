@@ -30,7 +30,8 @@ class PackedMatmul(Function):
     @staticmethod
     def backward(ctx, g):
         raise RuntimeError(
-            "a packed model cannot be trained: it has no latent weights; train the model it came from and pack() again"
+            "a packed model cannot be trained: it has no latent weights; train the model it came from and pack() again,"
+            " or start a training from it: tb.ViT(init_from=...)"
         )
 
 
