@@ -1,5 +1,7 @@
 """What a student learns from a teacher, against the same formulas in torch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch_reference as reference
 from torch_reference import assert_close, copy_weights, randomize
 
 from tinybitvit import Tensor, autograd
+from tinybitvit import functional as F
 from tinybitvit.models import VisionTransformer, start_from
 from tinybitvit.train.objectives import Distill, Reconstruct
 
@@ -51,6 +54,7 @@ def test_objective_and_gradients_equal_torch(objective, bits, weighted, rng):
         ours, expected = Reconstruct(teacher), sum(errors)
     else:
         options = {"hidden": 0.3} if objective == "outputs" else {"hidden": 0.0, "attention": 0.4, "labels": 0.7}
+        options["loss"] = partial(F.cross_entropy, label_smoothing=0.1)
         ours = Distill(teacher, temperature=1.7, **options)
         q = their_student.head(their_student.norm(mine).mean(dim=1))
         p = TF.softmax(their_teacher.head(their_teacher.norm(h).mean(dim=1)).detach() / 1.7, dim=-1)
@@ -59,7 +63,8 @@ def test_objective_and_gradients_equal_torch(objective, bits, weighted, rng):
         if objective == "outputs":
             expected = expected + 0.3 * sum(errors) / 3
         else:
-            labels = (w * TF.cross_entropy(q, torch.from_numpy(y), reduction="none")).sum() / w.sum()
+            labels = TF.cross_entropy(q, torch.from_numpy(y), reduction="none", label_smoothing=0.1)
+            labels = (w * labels).sum() / w.sum()
             expected = expected + 0.7 * labels + 0.4 * attention_error(their_student, their_teacher, tx, w)
     extra = (Tensor(weight),) if weighted else ()
     output, loss = ours(student, Tensor(x), Tensor(y), *extra)

@@ -319,6 +319,19 @@ def test_a_teacher_of_another_shape_is_refused(data, teacher):
         tb.ViT(recipe="best", init_from=start, distill_from=teacher, verbose=0).fit(*data)
 
 
+def test_refining_goes_on_from_a_low_bit_model_with_its_labels(data, teacher):
+    """With the label smoothing of the model; the start, packed, gives its codes and scales."""
+    X, y = data
+    start = tb.ViT(bits=1.58, recipe="best", distill_from=teacher, **{**FAST, "epochs": 2}).fit(X, y).pack()
+    options = {"bits": 1.58, "recipe": "refine", "distill_from": teacher, "init_from": start, "label_smoothing": 0.3}
+    model = tb.ViT(**options, **{**FAST, "epochs": 0}).fit(X, y)
+    assert model.model_.config["scale"] == "twn"
+    np.testing.assert_allclose(model.decision_function(X), start.decision_function(X), rtol=1e-4, atol=1e-5)
+    losses = [tb.ViT(**options | {"label_smoothing": s}, **FAST).fit(X, y).history_["loss"] for s in (0.3, 0.0)]
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0][0] > losses[1][0] + 0.1
+
+
 def test_recipes_leave_full_precision_alone(data):
     a, b = (tb.ViT(bits=32, recipe=r, **{**FAST, "epochs": 2}).fit(*data) for r in (None, "best"))
     np.testing.assert_array_equal(a.decision_function(data[0]), b.decision_function(data[0]))
@@ -332,7 +345,7 @@ def test_explicit_arguments_win(data, teacher):
 
 
 def test_recipes_that_cannot_be(data):
-    with pytest.raises(ValueError, match=r"recipe must be 'best', 'paper', .*, None or a .*Recipe, not 'fast'"):
+    with pytest.raises(ValueError, match=r"recipe must be 'best', 'refine', .*, None or a .*Recipe, not 'fast'"):
         tb.ViT(recipe="fast", **FAST).fit(*data)
     with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
         tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)

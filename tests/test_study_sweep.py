@@ -407,13 +407,26 @@ def test_a_study_of_a_teacher_in_a_file(tmp_path):
     assert cli.main(["study", "--teacher", str(file), "--bits", "1", "--epochs=1", f"--out={tmp_path / 'c'}"]) == 0
 
 
+def test_a_study_that_goes_on_from_its_low_bit_model(tmp_path):
+    """The model of another study, packed as that saves it, with the same teacher."""
+    options = {"train_size": 60, "test_size": 40, "lr": 1e-4}
+    before = study.run_study("digits", [1.58], out=tmp_path / "a", recipe="best", epochs=2, **options)
+    full, low = (tmp_path / "a" / "models" / f"{name}-seed-0.safetensors" for name in ("32-bits", "1.58-bits"))
+    options |= {"recipe": "refine", "teacher": full, "init_from": low}
+    same = study.run_study("digits", [32, 1.58], out=tmp_path / "b", epochs=0, **options)
+    assert [m["confusion_matrix"] for m in same["models"]] == [m["confusion_matrix"] for m in before["models"]]
+    assert same["settings"]["init_from"] == low.name
+    command = ["study", "--recipe=refine", "--teacher", str(full), "--init-from", str(low), "--bits", "1.58"]
+    assert cli.main([*command, "--epochs=1", "--train-size=60", f"--out={tmp_path / 'c'}"]) == 0
+
+
 def test_teachers_that_cannot_be(tmp_path):
     options = {"epochs": 1, "train_size": 60, "test_size": 40, "recipe": "best"}
     study.run_study("digits", [1], out=tmp_path / "a", **options)
     full, low = (tmp_path / "a" / "models" / f"{name}-seed-0.safetensors" for name in ("32-bits", "1-bit"))
     for says, more in {
         "teacher must have 32 bits, and .* has 1": {"teacher": low},
-        "takes its sizes and weights from that: leave out init_from": {"teacher": full, "init_from": full},
+        "takes its sizes and weights from that: leave out distill_from": {"teacher": full, "distill_from": full},
         "other classes or on images of another size than digits": {"teacher": full, "image_size": 16},
         "leave out depth and dim": {"teacher": full, "dim": 32, "depth": 1},
     }.items():
@@ -421,6 +434,9 @@ def test_teachers_that_cannot_be(tmp_path):
             study.run_study("digits", [1], out=tmp_path / "b", **options, **more)
     with pytest.raises(ValueError, match="leave out the sweep"):
         study.run_sweep("digits", [1], out=tmp_path / "b", teacher=full, **options)
+    del options["recipe"]
+    with pytest.raises(ValueError, match="leave out init_from"):
+        study.run_ablation("digits", [1], out=tmp_path / "b", teacher=full, init_from=low, **options)
     with pytest.raises(tb.io.CheckpointError, match="none"):
         study.run_study("digits", [1], out=tmp_path / "b", teacher=tmp_path / "none", **options)
 

@@ -69,7 +69,7 @@ def add_training_arguments(p: Parser) -> None:
         "--recipe",
         metavar="NAME",
         help="how low-bit models are trained: paper, as BitNet's papers do, best, or a step between them as an ablation"
-        " names it, such as '+ blocks'",
+        " names it, such as '+ blocks'; refine: go on from a low-bit model that is there (--init-from)",
     )
     group.add_argument(
         "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
@@ -99,7 +99,7 @@ def add_study_arguments(p: Parser) -> None:
         "--teacher",
         metavar="FILE",
         help="a full-precision model, written by `tinybitvit train` or a study on the same images, to convert: none is"
-        " trained then",
+        " trained then; with --init-from that is where the low-bit models start",
     )
     kind = p.add_mutually_exclusive_group()
     kind.add_argument("--sweep", action="store_true", help="train at several widths and depths, too")

@@ -53,7 +53,8 @@ class ViT(ImageClassifier):
         its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits.
     recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
         papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
-        (without a teacher: the labels, in two stages); or a `tb.train.Recipe`. docs/results compares them.
+        (without a teacher: the labels, in two stages); 'refine': go on from the low-bit model `init_from`, with the
+        outputs of `distill_from` and the labels; or a `tb.train.Recipe`. docs/results compares them.
     early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).

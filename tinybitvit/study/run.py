@@ -97,9 +97,10 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
         options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
     if run.twin is not None:
         twin = tb.load(study.model_file(run._replace(bits=32, recipe=None)), options.get("device", "cpu"))
-        options.pop("init_from", None)  # it starts from its twin, which started from there
+        if study.teacher is None:
+            options.pop("init_from", None)  # it starts from its twin, which started from there
         options[run.twin] = twin.set_params(workers=options.get("workers", "auto"))
-    elif "init_from" in options:
+    if run.twin != "init_from" and "init_from" in options:
         options["init_from"] = start_model(options["init_from"])
     with single_threaded_blas() if shared else nullcontext():
         if run.bits == 32 and study.teacher is not None:

@@ -37,7 +37,8 @@ def run_study(
     those of PRESETS. With a recipe that has a teacher, such as 'best', the low-bit models learn from the full-precision
     model of the same seed (distill_from), which is trained first, also where `bits` leaves it out. init_from: also a
     file of tb.ViT.save. teacher: such a file, of 32 bits, that takes the place of the full-precision models, so that
-    none is trained; its sizes are taken over. command: what to write down as the command that made the results.
+    none is trained; its sizes are taken over, and so are its weights, unless init_from gives the low-bit models others.
+    command: what to write down as the command that made the results.
 
     jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
     results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
@@ -171,7 +172,7 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
         source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
     if teacher is not None:
-        teacher = checked_teacher(teacher, data, options, shapes)
+        teacher = checked_teacher(teacher, data, options, shapes, recipes)
     runs = plan(bits, shapes, recipes, seeds, options)
     kind = "sweep" if shapes[0] else "ablation" if recipes else "study"
     folder = Path(out if out is not None else f"{kind}-{data.name}")
@@ -179,10 +180,12 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
     return data, Study(folder.absolute(), images, options, teacher), runs
 
 
-def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes) -> Path:
+def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, recipes) -> Path:
     """The file of a teacher, if it can be one."""
     path = Path(teacher).expanduser().absolute()
-    if shapes[0] or (given := {"init_from", "distill_from", *SHAPE} & set(options)):
+    # The recipes of an ablation are compared from one start, the teacher.
+    given = {"distill_from", *SHAPE, *(["init_from"] if recipes else [])} & set(options)
+    if shapes[0] or given:
         unwanted = "the sweep" if shapes[0] else " and ".join(sorted(given))
         raise ValueError(f"a study with a teacher takes its sizes and weights from that: leave out {unwanted}")
     model = tb.load(path)

@@ -52,11 +52,11 @@ class Distill:
 
     p, q = softmax(logits / T) of teacher and student (Hinton et al. 2015, arXiv 1503.02531). attention: weight of the
     relative error of what attention adds in the last block (after Kim et al. 2022, arXiv 2211.11014). labels: weight of
-    the cross-entropy with the labels.
+    `loss`, the cross-entropy with the labels.
     """
 
-    def __init__(self, teacher, temperature=2.0, hidden=1.0, attention=0.0, labels=0.0):
-        self.teacher, self.temperature = teacher, temperature
+    def __init__(self, teacher, temperature=2.0, hidden=1.0, attention=0.0, labels=0.0, loss=F.cross_entropy):
+        self.teacher, self.temperature, self.loss = teacher, temperature, loss
         self.hidden, self.attention, self.labels = hidden, attention, labels
 
     def __call__(self, student, x, y, *weight):
@@ -85,7 +85,7 @@ class Distill:
         output = student.classify(student.norm(mine))
         loss = loss + (F.cross_entropy(output * (1 / t), p, *weight) - entropy) * (t * t)
         if self.labels:
-            loss = loss + F.cross_entropy(output, y, *weight) * self.labels
+            loss = loss + self.loss(output, y, *weight) * self.labels
         return output, loss
 
 

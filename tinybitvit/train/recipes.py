@@ -23,6 +23,12 @@ PAPER = Recipe(TENSOR, (LABELS,))
 FAST = Recipe(ROWS, (FAST_BLOCKS, FAST_OUTPUTS))
 BEST = Recipe(ROWS, (BLOCKS, OUTPUTS))
 TERNARY = Recipe({**ROWS, "scale": "twn"}, BEST.stages)  # 'best' at 1.58 bits
+# After it, for a low-bit network that is there already: the labels, too, at the rates at which BEST ends.
+REFINE = Recipe(
+    ROWS,
+    (Stage(1.0, "outputs", relative_lr=0.01, path=12.0, others=0.3, warmup=0.05, weight_decay=0.0, centre=True),),
+    {"temperature": 1.0, "hidden": 0.1, "labels": 1.0},
+)
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
@@ -43,7 +49,7 @@ def find_recipe(recipe: str | Recipe | None, bits: float, teacher: bool, warmup:
     """The Recipe for what a user gave as `recipe` (None: one stage on the labels), with a teacher or without."""
     if isinstance(recipe, Recipe):
         return recipe
-    names = ("best", *ABLATION)
+    names = ("best", "refine", *ABLATION)
     if recipe is not None and recipe not in names:
         raise ValueError(f"recipe must be {', '.join(map(repr, names))}, None or a tb.train.Recipe, not {recipe!r}")
     if recipe is None or bits == 32:
@@ -52,4 +58,6 @@ def find_recipe(recipe: str | Recipe | None, bits: float, teacher: bool, warmup:
         return TERNARY if bits == 1.58 else BEST
     if recipe == "best":
         return SCRATCH
+    if recipe == "refine":
+        return REFINE
     return ABLATION[recipe]

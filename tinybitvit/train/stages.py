@@ -83,7 +83,7 @@ class Stages:
         if teacher is not None:
             check_same_shape(model, teacher)
             self.objectives["blocks"] = Reconstruct(teacher)
-            self.objectives["outputs"] = Distill(teacher, **recipe.distillation)
+            self.objectives["outputs"] = Distill(teacher, loss=loss, **recipe.distillation)
         for stage in recipe.stages:
             if stage.learns not in self.objectives:
                 raise ValueError(f"this recipe learns the {stage.learns} of a teacher: give one as distill_from")
