@@ -330,6 +330,10 @@ def test_refining_goes_on_from_a_low_bit_model_with_its_labels(data, teacher):
     losses = [tb.ViT(**options | {"label_smoothing": s}, **FAST).fit(X, y).history_["loss"] for s in (0.3, 0.0)]
     assert losses[0][-1] < losses[0][0]
     assert losses[0][0] > losses[1][0] + 0.1
+    one_bit = tb.ViT(**options | {"bits": 1}, **{**FAST, "epochs": 0}).fit(X, y).model_.config
+    assert (one_bit["sub_norm"], one_bit["scale"]) == (False, "absmean")
+    with pytest.raises(ValueError, match="recipe='refine' goes on with a low-bit model: give one as init_from"):
+        tb.ViT(**options | {"init_from": None}, **FAST).fit(X, y)
 
 
 def test_recipes_leave_full_precision_alone(data):

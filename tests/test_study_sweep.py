@@ -434,6 +434,9 @@ def test_teachers_that_cannot_be(tmp_path):
             study.run_study("digits", [1], out=tmp_path / "b", **options, **more)
     with pytest.raises(ValueError, match="leave out the sweep"):
         study.run_sweep("digits", [1], out=tmp_path / "b", teacher=full, **options)
+    for some in ({"teacher": full}, {"init_from": low}):
+        with pytest.raises(ValueError, match="goes on with a low-bit model: give its file as init_from, and that of a"):
+            study.run_study("digits", [1], out=tmp_path / "b", **{**options, **some, "recipe": "refine"})
     del options["recipe"]
     with pytest.raises(ValueError, match="leave out init_from"):
         study.run_ablation("digits", [1], out=tmp_path / "b", teacher=full, init_from=low, **options)

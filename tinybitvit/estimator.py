@@ -201,6 +201,8 @@ class ViT(ImageClassifier):
         if taught and start is None:
             start = self.distill_from
         source = None if start is None else source_of(start, self.image_shape_[:2])
+        if self.recipe == "refine" and self.bits != 32 and (source is None or source.config["bits"] == 32):
+            raise ValueError("recipe='refine' goes on with a low-bit model: give one as init_from")
         self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
         options = {name: getattr(self, name) for name in NETWORK}
         if source is not None:

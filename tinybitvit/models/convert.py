@@ -12,7 +12,6 @@ from .vit import VisionTransformer
 
 SHAPE = ("patch_size", "dim", "depth", "heads", "mlp_ratio")
 DETAILS = ("pool", "class_token", "registers", "layer_scale", "eps", "gelu")
-LOW_BIT = ("granularity", "scale", "sub_norm")
 
 
 def source_of(start: Any, image_size: tuple[int, int]) -> VisionTransformer:
@@ -26,8 +25,8 @@ def shape_of(source: VisionTransformer, given: Mapping[str, Any]) -> dict[str, A
     """The arguments that make a VisionTransformer of the same architecture as `source`, whatever its bit width.
 
     given: arguments that somebody chose. Sizes must be those of the source, ValueError names the first that is not; of
-    the rest (pool, layer_scale and other details) what was given wins. At the bit width of a low-bit source that
-    includes how its weights become codes.
+    the rest (pool, layer_scale and other details) what was given wins. A low-bit network has the norms and scales of a
+    low-bit source, too.
     """
     for name in SHAPE:
         theirs = source.config[name]
@@ -35,8 +34,12 @@ def shape_of(source: VisionTransformer, given: Mapping[str, Any]) -> dict[str, A
         same = F.as_pair(mine) == F.as_pair(theirs) if name == "patch_size" else mine == theirs
         if not same:
             raise ValueError(f"the model to start from has {name}={theirs}, and {name}={mine} was given: leave it out")
-    low_bit = LOW_BIT if given.get("bits", 32) == source.config["bits"] != 32 else ()
-    return {name: given.get(name, source.config[name]) for name in (*SHAPE, *DETAILS, *low_bit)}
+    names, bits = [*SHAPE, *DETAILS], (given.get("bits", 32), source.config["bits"])
+    if 32 not in bits:
+        names += ["granularity", "sub_norm"]
+    if bits[0] == bits[1]:
+        names.append("scale")  # not all of them exist at every width
+    return {name: given.get(name, source.config[name]) for name in names}
 
 
 def start_from(model: VisionTransformer, source: VisionTransformer) -> int:

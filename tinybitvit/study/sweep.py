@@ -171,6 +171,10 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
         source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
+    if options.get("recipe") == "refine" and (teacher is None or "init_from" not in options):
+        raise ValueError(
+            "recipe='refine' goes on with a low-bit model: give its file as init_from, and that of a teacher"
+        )
     if teacher is not None:
         teacher = checked_teacher(teacher, data, options, shapes, recipes)
     runs = plan(bits, shapes, recipes, seeds, options)

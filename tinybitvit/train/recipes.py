@@ -23,9 +23,9 @@ PAPER = Recipe(TENSOR, (LABELS,))
 FAST = Recipe(ROWS, (FAST_BLOCKS, FAST_OUTPUTS))
 BEST = Recipe(ROWS, (BLOCKS, OUTPUTS))
 TERNARY = Recipe({**ROWS, "scale": "twn"}, BEST.stages)  # 'best' at 1.58 bits
-# After it, for a low-bit network that is there already: the labels, too, at the rates at which BEST ends.
+# To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates.
 REFINE = Recipe(
-    ROWS,
+    {},
     (Stage(1.0, "outputs", relative_lr=0.01, path=12.0, others=0.3, warmup=0.05, weight_decay=0.0, centre=True),),
     {"temperature": 1.0, "hidden": 0.1, "labels": 1.0},
 )
