@@ -34,10 +34,11 @@ def shape_of(source: VisionTransformer, given: Mapping[str, Any]) -> dict[str, A
         same = F.as_pair(mine) == F.as_pair(theirs) if name == "patch_size" else mine == theirs
         if not same:
             raise ValueError(f"the model to start from has {name}={theirs}, and {name}={mine} was given: leave it out")
-    names, bits = [*SHAPE, *DETAILS], (given.get("bits", 32), source.config["bits"])
-    if 32 not in bits:
+    names = [*SHAPE, *DETAILS]
+    bits, source_bits = given.get("bits", 32), source.config["bits"]
+    if 32 not in (bits, source_bits):
         names += ["granularity", "sub_norm"]
-    if bits[0] == bits[1]:
+    if bits == source_bits:
         names.append("scale")  # not all of them exist at every width
     return {name: given.get(name, source.config[name]) for name in names}
 
