@@ -25,6 +25,8 @@ def add_course(commands) -> None:
     _add_set(p)
     p.add_argument("submissions", metavar="DIR", help="notebooks <student>.ipynb, or a folder for each student")
     p.add_argument("--timeout", type=count, default=60, metavar="S", help="seconds a cell may take (default: 60)")
+    text = "submissions graded at the same time (default: one for each core)"
+    p.add_argument("--jobs", type=count, metavar="N", help=text)
 
     p = _add(steps, feedback, "take over points given by hand and write a page for each student")
     _add_set(p)
@@ -59,7 +61,7 @@ def release(args: argparse.Namespace) -> int:
 def grade(args: argparse.Namespace) -> int:
     from .grading import grade
 
-    print(f"written: {grade(args.set, args.submissions, args.course, args.timeout)}")
+    print(f"written: {grade(args.set, args.submissions, args.course, args.timeout, args.jobs)}")
     return 0
 
 

@@ -14,7 +14,9 @@ import shutil
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
     root = Path(root).resolve()
     config.CourseDirectory.course_id = "tinybitvit"
     config.CourseDirectory.root = str(root)
+    config.CourseDirectory.db_url = _database(root)
     config.Execute.timeout = timeout
     config.Execute.interrupt_on_timeout = True
     # Nobody needs to be told, once for each student, that kernel and grader talk over local sockets.
@@ -87,27 +90,30 @@ def new(folder: str | PathLike, assignments: str | PathLike | None = None) -> li
 def release(name: str, course: str | PathLike = ".") -> Path:
     """Write the students' version of a problem set, without solutions and hidden tests; its path."""
     _require_nbgrader()
-    from nbgrader.converters import GenerateAssignment
-
     root = Path(course).resolve()
     master = root / "source" / name / f"{name}.ipynb"
     if not master.is_file():
         raise ValueError(f"there is no {master}: start a course with `tinybitvit course new`")
-    problem = _convert(GenerateAssignment, root, name)
+    problem = _convert("GenerateAssignment", root, name)
     if problem:
         raise ValueError(f"nbgrader could not release {name}: {problem}")
     return root / "release" / name / f"{name}.ipynb"
 
 
-def grade(name: str, submissions: str | PathLike, course: str | PathLike = ".", timeout: int = TIMEOUT) -> Path:
+def grade(
+    name: str,
+    submissions: str | PathLike,
+    course: str | PathLike = ".",
+    timeout: int = TIMEOUT,
+    jobs: int | None = None,
+) -> Path:
     """Grade a folder of submissions, print a line for each, and write `grades.csv`; its path.
 
     submissions: `<student>.ipynb` files, or folders `<student>` that hold one notebook each, at any depth. timeout:
-    seconds that a cell may take. What goes wrong with one submission stands in its line and stops no other.
+    seconds that a cell may take. jobs: submissions graded at the same time, in processes of their own (None: one for
+    each core). What goes wrong with one submission stands in its line and stops no other.
     """
     _require_nbgrader()
-    from nbgrader.converters import Autograde
-
     root = Path(course).resolve()
     _require_release(name, root)
     found = find_submissions(Path(submissions))
@@ -115,8 +121,9 @@ def grade(name: str, submissions: str | PathLike, course: str | PathLike = ".", 
         place = root / "submitted" / student / name / f"{name}.ipynb"
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
-        problem = _convert(Autograde, root, name, student, timeout)
-        row = next(row for row in _grades(root, name) if row["student"] == student)
+    for student, problem in _autograde(root, name, list(found), timeout, jobs):
+        with _gradebook(root) as book:
+            row = _row(root, book.find_submission(name, student))
         print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
     _write_answers(root, name)
     return _write_grades(root)
@@ -128,8 +135,6 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
     Returns the folder of the pages, `feedback/<student>/<set>/<set>.html`.
     """
     _require_nbgrader()
-    from nbgrader.converters import GenerateFeedback
-
     root = Path(course).resolve()
     _require_release(name, root)
     graded = [path.name for path in sorted((root / "autograded").glob("*")) if (path / name).is_dir()]
@@ -137,7 +142,7 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
         raise ValueError(f"no submission of {name} is graded: run `tinybitvit course grade {name}` first")
     _read_answers(root, name)
     for student in graded:
-        if problem := _convert(GenerateFeedback, root, name, student):
+        if problem := _convert("GenerateFeedback", root, name, student):
             raise ValueError(f"nbgrader could not write the feedback for {student}: {problem}")
     _write_grades(root)
     return root / "feedback"
@@ -169,10 +174,8 @@ def find_submissions(folder: Path) -> dict[str, Path]:
 
 
 def _require_nbgrader() -> None:
-    try:
-        import nbgrader  # noqa: F401
-    except ImportError as error:
-        raise ImportError('courses need nbgrader: run pip install "tinybitvit[course]"') from error
+    if find_spec("nbgrader") is None:  # importing it takes seconds, which is left to the processes that grade
+        raise ImportError('courses need nbgrader: run pip install "tinybitvit[course]"')
 
 
 def _require_release(name: str, root: Path) -> None:
@@ -180,8 +183,9 @@ def _require_release(name: str, root: Path) -> None:
         raise ValueError(f"{name} is not released in {root}: run `tinybitvit course release {name}` there first")
 
 
-def _convert(converter: type, root: Path, name: str, student: str = ".", timeout: int = TIMEOUT) -> str | None:
+def _convert(converter: str, root: Path, name: str, student: str = ".", timeout: int = TIMEOUT) -> str | None:
     """Run one of nbgrader's converters; None, or what went wrong."""
+    from nbgrader import converters
     from nbgrader.coursedir import CourseDirectory
     from traitlets.config import Config
 
@@ -192,13 +196,32 @@ def _convert(converter: type, root: Path, name: str, student: str = ".", timeout
     log.addHandler(logging.StreamHandler(text))
     with _quiet():
         folder = CourseDirectory(config=config, log=log, assignment_id=name, student_id=student)
-        app = converter(coursedir=folder, config=config, log=log, force=True)
+        app = getattr(converters, converter)(coursedir=folder, config=config, log=log, force=True)
         try:
             app.start()
         except Exception as error:  # nbgrader raises many kinds, most of them after logging what matters
             lines = [line for line in text.getvalue().splitlines() if re.match(r"\S*(Error|Exception|Died)\b.*:", line)]
             return " ".join((lines[-1] if lines else str(error)).split())
     return None
+
+
+def _autograde(
+    root: Path, name: str, students: list[str], timeout: int, jobs: int | None
+) -> Iterator[tuple[str, str | None]]:
+    """Each student in turn, with None or what went wrong; several are graded at the same time."""
+    from joblib import Parallel, cpu_count, delayed
+
+    tasks = [delayed(_convert)("Autograde", root, name, student, timeout) for student in students]
+    done = 0
+    with _quiet():  # joblib warns when it replaces a process whose memory has grown
+        try:
+            for problem in Parallel(n_jobs=min(jobs or cpu_count(), len(tasks)), return_as="generator")(tasks):
+                yield students[done], problem
+                done += 1
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"grading was killed at {students[done]} or one of the next; if memory ran out, take fewer --jobs"
+            ) from None
 
 
 @contextmanager
@@ -221,33 +244,40 @@ def _quiet() -> Iterator[None]:
 def _gradebook(root: Path) -> Iterator[Any]:
     from nbgrader.api import Gradebook
 
-    with _quiet(), Gradebook(f"sqlite:///{root / 'gradebook.db'}", "tinybitvit") as book:
+    with _quiet(), Gradebook(_database(root), "tinybitvit") as book:
         yield book
+
+
+def _database(root: Path) -> str:
+    # Several processes write, each for a moment: wait for one's turn, at most a minute.
+    return f"sqlite:///{root / 'gradebook.db'}?timeout=60"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _grades(root: Path, name: str | None = None) -> list[dict[str, Any]]:
-    """A row for each submission: its points in all, in each task and for the prose (empty: not graded yet)."""
-    rows = []
+def _grades(root: Path) -> list[dict[str, Any]]:
+    """A row for each submission."""
     with _gradebook(root) as book:
-        for assignment in book.assignments:
-            if name not in (None, assignment.name):
-                continue
-            for submission in book.assignment_submissions(assignment.name):
-                row = {"assignment": assignment.name, "student": submission.student.id, "score": 0.0, "max_score": 0.0}
-                for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
-                    column, points = _column(grade.name), _points(grade)
-                    row["max_score"] += grade.max_score
-                    row["score"] += points or 0
-                    if points is not None:
-                        row[column] = row.get(column, 0.0) + points
-                # nbgrader removes what it began to write where it could not go on
-                whole = (root / "autograded" / submission.student.id / assignment.name).is_dir()
-                row["note"] = "" if whole else "could not be graded"
-                rows.append(row)
+        submissions = (s for assignment in book.assignments for s in book.assignment_submissions(assignment.name))
+        rows = [_row(root, submission) for submission in submissions]
     return sorted(rows, key=lambda row: (row["assignment"], row["student"]))
+
+
+def _row(root: Path, submission: Any) -> dict[str, Any]:
+    """The points of a submission in all, in each task and for the prose (empty: not graded yet)."""
+    assignment, student = submission.assignment.name, submission.student.id
+    row = {"assignment": assignment, "student": student, "score": 0.0, "max_score": 0.0}
+    for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
+        column, points = _column(grade.name), _points(grade)
+        row["max_score"] += grade.max_score
+        row["score"] += points or 0
+        if points is not None:
+            row[column] = row.get(column, 0.0) + points
+    # nbgrader removes what it began to write where it could not go on
+    whole = (root / "autograded" / student / assignment).is_dir()
+    row["note"] = "" if whole else "could not be graded"
+    return row
 
 
 def _points(grade: Any) -> float | None:
