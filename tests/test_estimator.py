@@ -1,6 +1,7 @@
 """tb.ViT: what it learns, what it remembers, and what it says to bad input."""
 
 import pickle
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -126,6 +127,32 @@ def test_starting_from_and_learning_from_another_model(data):
         fit(data, init_from=teacher, dim=8)
     with pytest.raises(ValueError, match="other classes"):
         fit((X, y + 1), distill_from=teacher)
+
+
+def test_a_student_is_dealt_other_batches_than_its_teacher(data):
+    """All with one seed. What the teacher learnt by heart would tell a student little, and itself nothing new."""
+
+    def trained(**options):
+        dealt = []
+
+        def augment(X, rng):
+            dealt.append(X)
+            return X
+
+        options |= {"augment": augment, "epochs": 1, "early_stopping": True, "validation_fraction": 0.3}
+        return fit(data, **options), np.concatenate(dealt)
+
+    teacher, first = trained(bits=32)
+    np.testing.assert_array_equal(trained(bits=32)[1], first)
+    student, second = trained(bits=1.58, recipe="best", distill_from=teacher)
+    for options in ({"distill_from": teacher}, {"init_from": teacher}, {"bits": 32, "init_from": teacher}):
+        np.testing.assert_array_equal(trained(**options)[1], second, "all who come from one teacher are dealt alike")
+    refined = trained(bits=1.58, recipe="refine", distill_from=teacher, init_from=student)[1]
+    orders = [first, second, refined]
+    assert not any(np.array_equal(one, other) for one, other in combinations(orders, 2))
+    held_out = [np.unique(order.reshape(len(order), -1), axis=0) for order in orders]
+    for images in held_out[1:]:  # what one of them has not seen may stop all others early
+        np.testing.assert_array_equal(images, held_out[0])
 
 
 @pytest.mark.parametrize("bits, recipe", [(1, None), (1.58, None), (8, None), (1.58, TERNARY_SCALES)])

@@ -25,6 +25,7 @@ from .train import (
     describe_run,
     find_recipe,
     memory_advice,
+    model_fingerprint,
     run,
     soft_targets,
 )
@@ -59,7 +60,7 @@ class ViT(ImageClassifier):
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
     device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for
-        bit.
+        bit; the models of `init_from` and `distill_from` were dealt other batches.
     verbose : 1 prints a line per epoch, and one a minute within longer ones; 0 nothing; a text, where several models
         train side by side, at most one line a minute, which begins with it.
 
@@ -145,7 +146,7 @@ class ViT(ImageClassifier):
             seed = checkpoints.notes["seed"]
         self._build(X, seed)
         if eval_set is None and self.early_stopping:
-            X, codes, weight, eval_set = self._hold_out(X, codes, weight)
+            X, codes, weight, eval_set = self._hold_out(X, codes, weight, seed)
         elif eval_set is not None:
             eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
         loader = self._loader(X, codes, weight)
@@ -197,7 +198,8 @@ class ViT(ImageClassifier):
         start = self.init_from
         self._recipe = find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
-        self._teacher = self._check_teacher().model_ if taught else None
+        teacher = self._check_teacher().model_ if taught or self.distill_from is not None else None
+        self._teacher = teacher if taught else None
         if taught and start is None:
             start = self.distill_from
         source = None if start is None else source_of(start, self.image_shape_[:2])
@@ -215,6 +217,9 @@ class ViT(ImageClassifier):
         self.model_ = VisionTransformer(tuple(size), **options, rng=self._rng)
         if source is not None:
             start_from(self.model_, source)
+        if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
+            # Trained with the same seed, they know by heart what it deals first: other batches, augmented otherwise.
+            self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
         device = backend.resolve_device(self.device)
         if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
@@ -266,8 +271,8 @@ class ViT(ImageClassifier):
             return None
         return soft_targets(self._check_teacher()._trainer())
 
-    def _hold_out(self, X, codes, weight):
-        rows, seed = np.arange(len(X)), int(self._rng.integers(2**31))
+    def _hold_out(self, X, codes, weight, seed):
+        rows = np.arange(len(X))
         kept, held = train_test_split(rows, test_size=self.validation_fraction, random_state=seed, stratify=codes)
         held_out = self.normalize_(X[held]), codes[held]
         return X[kept], codes[kept], None if weight is None else weight[kept], held_out

@@ -1,6 +1,6 @@
 """Training: one step on worker threads, the loop around it."""
 
-from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run
+from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run, model_fingerprint
 from .loop import check_options, code_diagnostics, evaluate, run, soft_targets, train_epoch
 from .recipes import find_recipe
 from .stages import Recipe, Stage, Stages
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "find_recipe",
     "memory_advice",
+    "model_fingerprint",
     "run",
     "single_threaded_blas",
     "soft_targets",

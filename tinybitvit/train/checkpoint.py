@@ -211,9 +211,14 @@ def describe(value):
     """A parameter as a text that tells two runs apart, whatever the process; a model by its weights."""
     network = getattr(value, "model_", value)
     if hasattr(network, "state_dict"):
-        return f"{type(value).__name__} {fingerprint(*map(backend.to_numpy, network.state_dict().values()))}"
+        return f"{type(value).__name__} {model_fingerprint(network)}"
     text = getattr(value, "__qualname__", None) or repr(value.item() if isinstance(value, np.generic) else value)
     return re.sub(" at 0x[0-9a-f]+", "", text)
+
+
+def model_fingerprint(network):
+    """A short hash over the weights of a network."""
+    return fingerprint(*map(backend.to_numpy, network.state_dict().values()))
 
 
 def fingerprint(*arrays):
