@@ -29,10 +29,10 @@ STUDENT = re.compile(r"\w[\w .,@'()=-]*")
 
 def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -> None:
     """Fill an nbgrader configuration for the course in the folder `root`; also what its `nbgrader_config.py` calls."""
-    from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
+    from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
     from nbgrader import preprocessors as stock
 
-    from .preprocessors import HideHiddenTests, RepairCells
+    from .preprocessors import ExecuteQuietly, HideHiddenTests, RepairCells
 
     root = Path(root).resolve()
     config.CourseDirectory.course_id = "tinybitvit"
@@ -53,6 +53,15 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
         stock.DeduplicateIds,
         stock.OverwriteKernelspec,
         stock.OverwriteCells,
+        stock.CheckCellMetadata,
+    ]
+    config.Autograde.autograde_preprocessors = [
+        ExecuteQuietly,
+        stock.IgnorePattern,
+        ClearMetadataPreprocessor,
+        stock.LimitOutput,
+        stock.SaveAutoGrades,
+        stock.AssignLatePenalties,
         stock.CheckCellMetadata,
     ]
     config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, CSSHTMLHeaderPreprocessor]

@@ -1,10 +1,11 @@
-"""What nbgrader does to a notebook, mended in two places. Imported only where nbgrader is installed."""
+"""What nbgrader does to a notebook, mended in three places. Imported only where nbgrader is installed."""
 
 import copy
+import subprocess
 from pathlib import Path
 
 import nbformat
-from nbgrader.preprocessors import ClearHiddenTests, NbGraderPreprocessor
+from nbgrader.preprocessors import ClearHiddenTests, Execute, NbGraderPreprocessor
 from traitlets import Unicode
 
 
@@ -38,6 +39,16 @@ class RepairCells(NbGraderPreprocessor):
             if grade_id not in places:
                 nb.cells.insert(place, copy.deepcopy(cell))
         return nb, resources
+
+
+class ExecuteQuietly(Execute):
+    """Without what a kernel says of itself, such as that it was stopped in the middle of a word.
+
+    What the student's code writes to stderr takes another way, into the notebook.
+    """
+
+    def start_new_kernel(self, **kwargs):
+        super().start_new_kernel(stderr=subprocess.DEVNULL, **kwargs)
 
 
 class HideHiddenTests(ClearHiddenTests):
