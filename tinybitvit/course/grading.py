@@ -5,24 +5,20 @@ A course is a folder: `source` (masters with solutions), `release` (what student
 Grading runs the students' code with the rights of whoever grades; docs/instructors.md says how to isolate it.
 """
 
-import csv
 import io
 import logging
-import os
 import re
 import shutil
-import sysconfig
-import warnings
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
+
 TIMEOUT = 60  # seconds a cell may take
-ANSWER_COLUMNS = ["student", "question", "answer", "max_points", "points", "comment"]
 # "*" and its like select several students where nbgrader looks for one.
 STUDENT = re.compile(r"\w[\w .,@'()=-]*")
 
@@ -37,7 +33,7 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
     root = Path(root).resolve()
     config.CourseDirectory.course_id = "tinybitvit"
     config.CourseDirectory.root = str(root)
-    config.CourseDirectory.db_url = _database(root)
+    config.CourseDirectory.db_url = database(root)
     config.Execute.timeout = timeout
     config.Execute.interrupt_on_timeout = True
     # Nobody needs to be told, once for each student, that kernel and grader talk over local sockets.
@@ -131,11 +127,11 @@ def grade(
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
-        with _gradebook(root) as book:
-            row = _row(root, book.find_submission(name, student))
+        with gradebook(root) as book:
+            row = grades_row(root, book.find_submission(name, student))
         print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
-    _write_answers(root, name)
-    return _write_grades(root)
+    write_answers(root, name)
+    return write_grades(root)
 
 
 def feedback(name: str, course: str | PathLike = ".") -> Path:
@@ -149,11 +145,11 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
     graded = [path.name for path in sorted((root / "autograded").glob("*")) if (path / name).is_dir()]
     if not graded:
         raise ValueError(f"no submission of {name} is graded: run `tinybitvit course grade {name}` first")
-    _read_answers(root, name)
+    read_answers(root, name)
     for student in graded:
         if problem := _convert("GenerateFeedback", root, name, student):
             raise ValueError(f"nbgrader could not write the feedback for {student}: {problem}")
-    _write_grades(root)
+    write_grades(root)
     return root / "feedback"
 
 
@@ -203,7 +199,7 @@ def _convert(converter: str, root: Path, name: str, student: str = ".", timeout:
     # A logger of our own: nbgrader's goes to stderr.
     log, text = logging.Logger("nbgrader"), io.StringIO()
     log.addHandler(logging.StreamHandler(text))
-    with _quiet():
+    with quiet():
         folder = CourseDirectory(config=config, log=log, assignment_id=name, student_id=student)
         app = getattr(converters, converter)(coursedir=folder, config=config, log=log, force=True)
         try:
@@ -222,7 +218,7 @@ def _autograde(
 
     tasks = [delayed(_convert)("Autograde", root, name, student, timeout) for student in students]
     done = 0
-    with _quiet():  # joblib warns when it replaces a process whose memory has grown
+    with quiet():  # joblib warns when it replaces a process whose memory has grown
         try:
             for problem in Parallel(n_jobs=min(jobs or cpu_count(), len(tasks)), return_as="generator")(tasks):
                 yield students[done], problem
@@ -231,144 +227,3 @@ def _autograde(
             raise RuntimeError(
                 f"grading was killed at {students[done]} or one of the next; if memory ran out, take fewer --jobs"
             ) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within the block no warnings of nbgrader's, and the programs of this Python are on the PATH.
-
-    A new gradebook asks the program `alembic` for its version.
-    """
-    path = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        os.environ["PATH"] = path
-
-
-@contextmanager
-def _gradebook(root: Path) -> Iterator[Any]:
-    from nbgrader.api import Gradebook
-
-    with _quiet(), Gradebook(_database(root), "tinybitvit") as book:
-        yield book
-
-
-def _database(root: Path) -> str:
-    # Several processes write, each for a moment: wait for one's turn, at most a minute.
-    return f"sqlite:///{root / 'gradebook.db'}?timeout=60"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _grades(root: Path) -> list[dict[str, Any]]:
-    """A row for each submission."""
-    with _gradebook(root) as book:
-        submissions = (s for assignment in book.assignments for s in book.assignment_submissions(assignment.name))
-        rows = [_row(root, submission) for submission in submissions]
-    return sorted(rows, key=lambda row: (row["assignment"], row["student"]))
-
-
-def _row(root: Path, submission: Any) -> dict[str, Any]:
-    """The points of a submission in all, in each task and for the prose (empty: not graded yet)."""
-    assignment, student = submission.assignment.name, submission.student.id
-    row = {"assignment": assignment, "student": student, "score": 0.0, "max_score": 0.0}
-    for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
-        column, points = _column(grade.name), _points(grade)
-        row["max_score"] += grade.max_score
-        row["score"] += points or 0
-        if points is not None:
-            row[column] = row.get(column, 0.0) + points
-    # nbgrader removes what it began to write where it could not go on
-    whole = (root / "autograded" / student / assignment).is_dir()
-    row["note"] = "" if whole else "could not be graded"
-    return row
-
-
-def _points(grade: Any) -> float | None:
-    """The points of a graded cell, None while they wait for a human."""
-    if grade.manual_score is not None:
-        return grade.manual_score + (grade.extra_credit or 0)
-    return grade.auto_score
-
-
-def _column(cell: str) -> str:
-    """The column of a graded cell: "ps3-2-hidden" belongs to task 2, "ps3-why" to the prose."""
-    match = re.match(r"\w+-(\d+)(-|$)", cell)
-    return f"task {match[1]}" if match else "prose"
-
-
-def _write_grades(root: Path) -> Path:
-    rows = _grades(root)
-    columns = sorted({c for row in rows for c in row if c.startswith("task ")}, key=lambda c: int(c.split()[1]))
-    path = root / "grades.csv"
-    header = ["assignment", "student", "score", "max_score", *columns, "prose", "note"]
-    _write_csv(path, header, rows)
-    return path
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    # utf-8-sig: Excel takes a file without the mark for another encoding.
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _answers_path(root: Path, name: str) -> Path:
-    return root / f"answers-{name}.csv"
-
-
-def _write_answers(root: Path, name: str) -> None:
-    """Every answer in prose that waits for its points, or has them."""
-    import nbformat
-
-    _read_answers(root, name)  # points that were typed in and not yet taken over
-    rows = []
-    with _gradebook(root) as book:
-        for submission in book.assignment_submissions(name):
-            path = root / "autograded" / submission.student.id / name / f"{name}.ipynb"
-            cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
-            texts = {c.metadata.nbgrader.grade_id: c.source for c in cells if "nbgrader" in c.metadata}
-            for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
-                if _column(grade.name) == "prose":
-                    comment = book.find_comment(grade.name, name, name, submission.student.id)
-                    rows.append(
-                        {
-                            "student": submission.student.id,
-                            "question": grade.name,
-                            "answer": texts.get(grade.name, ""),
-                            "max_points": grade.max_score,
-                            "points": "" if grade.manual_score is None else grade.manual_score,
-                            "comment": comment.manual_comment or "",
-                        }
-                    )
-    _write_csv(_answers_path(root, name), ANSWER_COLUMNS, rows)
-
-
-def _read_answers(root: Path, name: str) -> None:
-    """Take the points and comments of `answers-<set>.csv` into the gradebook. ValueError for points out of range."""
-    path = _answers_path(root, name)
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with _gradebook(root) as book:
-        for row in rows:
-            student, question, points = row["student"], row["question"], row["points"].strip()
-            grade = book.find_grade(question, name, name, student)
-            comment = book.find_comment(question, name, name, student)
-            if points:
-                try:
-                    grade.manual_score = float(points.replace(",", "."))
-                except ValueError:
-                    raise ValueError(f"{path}: {points!r} are no points for {student}: type a number") from None
-                if not 0 <= grade.manual_score <= grade.max_score:
-                    raise ValueError(f"{path}: {points} points for {student}: {question} has 0 to {grade.max_score:g}")
-                grade.needs_manual_grade = False
-            comment.manual_comment = row["comment"].strip() or None
-        book.db.commit()

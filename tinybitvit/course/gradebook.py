@@ -1,0 +1,147 @@
+"""What comes out of nbgrader's database: `grades.csv`, and `answers-<set>.csv` with the prose, which comes back in."""
+
+import csv
+import os
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ANSWER_COLUMNS = ["student", "question", "answer", "max_points", "points", "comment"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block no warnings of nbgrader's, and the programs of this Python are on the PATH.
+
+    A new gradebook asks the program `alembic` for its version.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ["PATH"] = path
+
+
+@contextmanager
+def gradebook(root: Path) -> Iterator[Any]:
+    """The database of the course in the folder `root`, as nbgrader's `Gradebook`."""
+    from nbgrader.api import Gradebook
+
+    with quiet(), Gradebook(database(root), "tinybitvit") as book:
+        yield book
+
+
+def database(root: Path) -> str:
+    """Its address. Several processes write, each for a moment; they wait for their turn, at most a minute."""
+    return f"sqlite:///{root / 'gradebook.db'}?timeout=60"
+
+
+def grades_row(root: Path, submission: Any) -> dict[str, Any]:
+    """Its row in `grades.csv`: points in all, in each task and for the prose (missing: not graded yet)."""
+    assignment, student = submission.assignment.name, submission.student.id
+    row = {"assignment": assignment, "student": student, "score": 0.0, "max_score": 0.0}
+    for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
+        column, points = _column(grade.name), _points(grade)
+        row["max_score"] += grade.max_score
+        row["score"] += points or 0
+        if points is not None:
+            row[column] = row.get(column, 0.0) + points
+    # nbgrader removes what it began to write where it could not go on
+    whole = (root / "autograded" / student / assignment).is_dir()
+    row["note"] = "" if whole else "could not be graded"
+    return row
+
+
+def _points(grade: Any) -> float | None:
+    """The points of a graded cell, None while they wait for a human."""
+    if grade.manual_score is not None:
+        return grade.manual_score + (grade.extra_credit or 0)
+    return grade.auto_score
+
+
+def _column(cell: str) -> str:
+    """The column of a graded cell: "ps3-2-hidden" belongs to task 2, "ps3-why" to the prose."""
+    match = re.match(r"\w+-(\d+)(-|$)", cell)
+    return f"task {match[1]}" if match else "prose"
+
+
+def write_grades(root: Path) -> Path:
+    """Write `grades.csv`, a row for each submission; its path."""
+    with gradebook(root) as book:
+        submissions = (s for assignment in book.assignments for s in book.assignment_submissions(assignment.name))
+        rows = sorted((grades_row(root, s) for s in submissions), key=lambda row: (row["assignment"], row["student"]))
+    columns = sorted({c for row in rows for c in row if c.startswith("task ")}, key=lambda c: int(c.split()[1]))
+    path = root / "grades.csv"
+    header = ["assignment", "student", "score", "max_score", *columns, "prose", "note"]
+    _write_csv(path, header, rows)
+    return path
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    # utf-8-sig: Excel takes a file without the mark for another encoding.
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _answers_path(root: Path, name: str) -> Path:
+    return root / f"answers-{name}.csv"
+
+
+def write_answers(root: Path, name: str) -> None:
+    """Every answer in prose that waits for its points, or has them."""
+    import nbformat
+
+    read_answers(root, name)  # points that were typed in and not yet taken over
+    rows = []
+    with gradebook(root) as book:
+        for submission in book.assignment_submissions(name):
+            path = root / "autograded" / submission.student.id / name / f"{name}.ipynb"
+            cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+            texts = {c.metadata.nbgrader.grade_id: c.source for c in cells if "nbgrader" in c.metadata}
+            for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
+                if _column(grade.name) == "prose":
+                    comment = book.find_comment(grade.name, name, name, submission.student.id)
+                    rows.append(
+                        {
+                            "student": submission.student.id,
+                            "question": grade.name,
+                            "answer": texts.get(grade.name, ""),
+                            "max_points": grade.max_score,
+                            "points": "" if grade.manual_score is None else grade.manual_score,
+                            "comment": comment.manual_comment or "",
+                        }
+                    )
+    _write_csv(_answers_path(root, name), ANSWER_COLUMNS, rows)
+
+
+def read_answers(root: Path, name: str) -> None:
+    """Take the points and comments of `answers-<set>.csv` into the gradebook. ValueError for points out of range."""
+    path = _answers_path(root, name)
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with gradebook(root) as book:
+        for row in rows:
+            student, question, points = row["student"], row["question"], row["points"].strip()
+            grade = book.find_grade(question, name, name, student)
+            comment = book.find_comment(question, name, name, student)
+            if points:
+                try:
+                    grade.manual_score = float(points.replace(",", "."))
+                except ValueError:
+                    raise ValueError(f"{path}: {points!r} are no points for {student}: type a number") from None
+                if not 0 <= grade.manual_score <= grade.max_score:
+                    raise ValueError(f"{path}: {points} points for {student}: {question} has 0 to {grade.max_score:g}")
+                grade.needs_manual_grade = False
+            comment.manual_comment = row["comment"].strip() or None
+        book.db.commit()
