@@ -161,7 +161,7 @@ def test_a_student_gets_exactly_these_points(student, course):
 
 def test_ten_submissions_take_less_than_a_minute(course):
     assert len(CLASS) == 10
-    seconds = course.seconds / min(CORES, 10)  # of processor time, which on idle cores is the time that passes
+    seconds = course.seconds / min(CORES, 10)  # of processor time; on the clock a sixth more passes, on idle cores
     print(f"{seconds:.0f} s")
     assert seconds < 60
 

@@ -150,9 +150,9 @@ def test_a_student_is_dealt_other_batches_than_its_teacher(data):
     refined = trained(bits=1.58, recipe="refine", distill_from=teacher, init_from=student)[1]
     orders = [first, second, refined]
     assert not any(np.array_equal(one, other) for one, other in combinations(orders, 2))
-    held_out = [np.unique(order.reshape(len(order), -1), axis=0) for order in orders]
-    for images in held_out[1:]:  # what one of them has not seen may stop all others early
-        np.testing.assert_array_equal(images, held_out[0])
+    kept = [np.unique(order.reshape(len(order), -1), axis=0) for order in orders]
+    for images in kept[1:]:  # early stopping asks all of them about images that none has seen
+        np.testing.assert_array_equal(images, kept[0])
 
 
 @pytest.mark.parametrize("bits, recipe", [(1, None), (1.58, None), (8, None), (1.58, TERNARY_SCALES)])

@@ -60,7 +60,7 @@ class ViT(ImageClassifier):
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
     device : 'cpu', 'cuda' or 'auto'. workers : threads, or 'auto'. random_state : int for a run that repeats bit for
-        bit; the models of `init_from` and `distill_from` were dealt other batches.
+        bit; with the same one, the models of `init_from` and `distill_from` were dealt other batches.
     verbose : 1 prints a line per epoch, and one a minute within longer ones; 0 nothing; a text, where several models
         train side by side, at most one line a minute, which begins with it.
 
