@@ -394,12 +394,15 @@ def test_the_best_recipe_has_a_twin_as_teacher(monkeypatch, tmp_path):
     assert [(call[0], call[2], call[3]) for call in seen] == [(1.58, True, None), (1, True, None)]
 
 
-def test_a_study_of_a_teacher_in_a_file(tmp_path):
+def test_a_study_of_a_teacher_in_a_file(tmp_path, capsys):
     """It is measured, not trained, and the others are converted from it."""
     options = {"epochs": 2, "train_size": 60, "test_size": 40, "recipe": "best"}
     whole = study.run_study("digits", [32, 1.58], out=tmp_path / "a", dim=16, depth=3, heads=2, **options)
     file = tmp_path / "a" / "models" / "32-bits-seed-0.safetensors"
+    capsys.readouterr()
     again = study.run_study("digits", [1.58], out=tmp_path / "b", teacher=file, **options)
+    told = capsys.readouterr().out  # how long the others take, the teacher's measuring does not tell
+    assert "(1 of 2)\n" in told and "(model 2 of 2)\n" in told and "(2 of 2, about 0:00 left)\n" in told
     assert again["options"]["teacher"] == repr(file.name) and again["settings"]["dim"] == 16
     assert without_times(again) == without_times(whole)
     resumed = study.run_study("digits", [1.58, 1], out=tmp_path / "b", teacher=file, resume=True, **options)

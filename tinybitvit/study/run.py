@@ -61,6 +61,10 @@ class Study:
     def model_file(self, run: Run) -> Path:
         return self.folder / "models" / f"{run.name}.safetensors"
 
+    def trains(self, run: Run) -> bool:
+        """Whether a run trains a model; else its model is the teacher's file."""
+        return run.bits != 32 or self.teacher is None
+
     def checkpoints(self, run: Run) -> Path:
         return self.folder / "checkpoints" / run.name
 
@@ -100,14 +104,14 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
         if study.teacher is None:
             options.pop("init_from", None)  # it starts from its twin, which started from there
         options[run.twin] = twin.set_params(workers=options.get("workers", "auto"))
-    if run.twin != "init_from" and "init_from" in options:
+    if run.twin != "init_from" and "init_from" in options and study.trains(run):
         options["init_from"] = start_model(options["init_from"])
     with single_threaded_blas() if shared else nullcontext():
-        if run.bits == 32 and study.teacher is not None:
+        if study.trains(run):
+            model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
+        else:
             model = tb.load(study.teacher, options.get("device", "cpu"))
             seconds = sum(model.history_["seconds"])
-        else:
-            model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
         guess = model.predict(data.X_test)
     save(model, study.model_file(run))
     found = measure(model, data, guess)

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from os import PathLike
 from pathlib import Path
@@ -134,7 +134,9 @@ def run_all(
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
     done = {model["name"] for model in results["models"]}
     progress = Progress(
-        [run for run in runs if run.name not in done or not study.model_file(run).exists()], total=len(runs)
+        [run for run in runs if run.name not in done or not study.model_file(run).exists()],
+        total=len(runs),
+        trains=study.trains,
     )
     try:
         for run, found in trained(study, runs, resume, jobs, progress):
@@ -263,15 +265,15 @@ def one_by_one(
 
 
 class Progress:
-    """How far a study is, on stdout."""
+    """How far a study is, on stdout. trains: whether a run trains its model; others cost nothing."""
 
-    def __init__(self, todo: Sequence[Run], total: int):
-        self.todo, self.total, self.done = todo, total, total - len(todo)
+    def __init__(self, todo: Sequence[Run], total: int, trains: Callable[[Run], bool] = lambda run: True):
+        self.todo, self.total, self.done, self.trains = todo, total, total - len(todo), trains
         self.began, self.cost = time.perf_counter(), 0.0
 
     def left(self) -> str:
         """A guess from what the models took that are done, larger ones longer."""
-        rest = sum(map(cost, self.todo)) - self.cost
+        rest = sum(cost(run) for run in self.todo if self.trains(run)) - self.cost
         seconds = rest * (time.perf_counter() - self.began) / self.cost if self.cost else None
         return "" if seconds is None else f", about {clock(seconds)} left"
 
@@ -279,7 +281,7 @@ class Progress:
         print(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})", flush=True)
 
     def count(self, run: Run, found: report.Results) -> None:
-        self.done, self.cost = self.done + 1, self.cost + cost(run)
+        self.done, self.cost = self.done + 1, self.cost + (cost(run) if self.trains(run) else 0.0)
         took = f"accuracy {found['accuracy']:.4f}, {clock(found['seconds'])} of training"
         print(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})", flush=True)
 
