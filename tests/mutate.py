@@ -95,6 +95,10 @@ EQUIVALENT = {
         "ctx.inner = tuple((slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=False)))",
     ): "That the lengths are equal was checked two lines above.",
     ("binary_codes", "return (codes, beta, -u)"): "u enters the slope a(u / beta) alone, and every a is even.",
+    (
+        "twn_codes",
+        "return (codes, xp.maximum(beta, EPS), -unit)",
+    ): "The unit enters the slope of w / unit alone, and that is even.",
 }
 
 SWAPS = {

@@ -590,6 +590,8 @@ for granularity in ("row", "tensor"):
     for slope in SLOPES:
         cases("ternary", straight_through("ternary"), *WEIGHTS[:3], **twn, **slope)
 cases("ternary", straight_through("ternary"), [(0, 4)], scale="twn")
+tiny = given([[7e-6, -8e-6, 0.0, 0.0]])  # not rounded to 0, and yet below the least scale, 1e-5
+cases("ternary", straight_through("ternary"), [tiny], scale="twn")
 cases("binary", straight_through("binary"), *WEIGHTS, *ODD_ROWS, centre=False)
 cases("binary", straight_through("binary"), *WEIGHTS, granularity="tensor", centre=False, ste="approx_sign", width=2.0)
 
