@@ -20,6 +20,7 @@ from scipy import stats
 import tinybitvit as tb
 from tinybitvit import cli, report, study
 from tinybitvit.study import results as statistics
+from tinybitvit.study.pictures import learnt_from_teacher
 from tinybitvit.study.run import Run
 from tinybitvit.study.sweep import Progress, cost, trained
 
@@ -419,8 +420,27 @@ def test_a_study_that_goes_on_from_its_low_bit_model(tmp_path):
     same = study.run_study("digits", [32, 1.58], out=tmp_path / "b", epochs=0, **options)
     assert [m["confusion_matrix"] for m in same["models"]] == [m["confusion_matrix"] for m in before["models"]]
     assert same["settings"]["init_from"] == low.name
+    ylabels = {file: figure.axes[0].get_ylabel() for file, *_, figure in study.result_figures(same)}
+    assert ylabels["loss.png"] == "loss of the stage"
     command = ["study", "--recipe=refine", "--teacher", str(full), "--init-from", str(low), "--bits", "1.58"]
     assert cli.main([*command, "--epochs=1", "--train-size=60", f"--out={tmp_path / 'c'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "bits, options, expected",
+    [
+        (1, {"recipe": "'refine'"}, True),
+        (1, {"recipe": "'+ blocks'"}, True),
+        (1, {"distill_from": "'a.safetensors'"}, True),
+        (1, {"recipe": "'paper'"}, False),
+        (1, {}, False),
+        (32, {"recipe": "'best'"}, False),
+    ],
+)
+def test_whose_loss_is_no_cross_entropy(bits, options, expected):
+    models = [{"bits": b, "recipe": None} for b in (32, bits)]
+    results = {"options": options, "models": models, "summary": models}
+    assert learnt_from_teacher(results) == expected
 
 
 def test_teachers_that_cannot_be(tmp_path):

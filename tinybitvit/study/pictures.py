@@ -73,6 +73,13 @@ def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"])
     )
 
 
+def learnt_from_teacher(results: report.Results) -> bool:
+    """Whether there are low-bit models whose loss is not the cross-entropy with the labels alone."""
+    options = results["options"]
+    taught = "distill_from" in options or options.get("recipe") not in (None, "'paper'", "'+ rows'")
+    return report.is_ablation(results) or (taught and any(model["bits"] != 32 for model in results["models"]))
+
+
 def result_figures(results: report.Results) -> Iterator[tuple]:
     """(file name, heading, caption, matplotlib Figure) of each picture that results.json alone gives."""
     groups = {
@@ -82,7 +89,7 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
         for entry in results["summary"]
     }
     over_seeds = ", mean over the seeds" if len(results["seeds"]) > 1 else ""
-    taught = results["settings"].get("recipe") == "best" or report.is_ablation(results)
+    taught = learnt_from_teacher(results)
     if report.is_sweep(results):
         yield (
             "pareto.png",
