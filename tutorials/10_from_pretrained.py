@@ -175,7 +175,7 @@ def convert(bits):
     return model
 
 
-ways, students = {}, {}
+ways = {}
 for bits in (1.58, 1):
     ways[bits] = {"converted, untrained": convert(bits)}
     ways[bits]["labels"] = train(convert(bits), few, their_labels, 20, 5e-3)

@@ -12,6 +12,7 @@ import tinybitvit as tb
 from .. import report, viz, web
 from ..data import Dataset
 from ..files import write_file
+from ..train.recipes import ABLATION
 from .run import Run, Study
 
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
@@ -76,7 +77,8 @@ def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"])
 def learnt_from_teacher(results: report.Results) -> bool:
     """Whether there are low-bit models whose loss is not the cross-entropy with the labels alone."""
     options = results["options"]
-    taught = "distill_from" in options or options.get("recipe") not in (None, "'paper'", "'+ rows'")
+    alone = [repr(name) for name, recipe in ABLATION.items() if all(s.learns == "labels" for s in recipe.stages)]
+    taught = "distill_from" in options or options.get("recipe") not in (None, *alone)
     return report.is_ablation(results) or (taught and any(model["bits"] != 32 for model in results["models"]))
 
 
