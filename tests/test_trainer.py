@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 import subprocess
 import sys
 import threading
@@ -579,16 +580,19 @@ def test_memory_does_not_grow_with_the_steps(workers, rng):
         for _ in range(20):
             trainer.step(x, y)
         gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(300):
-            trainer.step(x, y)
-        unreachable = gc.collect()  # also empties CPython's own stores of tuples and floats, which count as memory
-        grown = tracemalloc.get_traced_memory()[0] - before
+        unreachable, held = 0, [tracemalloc.get_traced_memory()[0]]
+        for _ in range(4):
+            for _ in range(100):
+                trainer.step(x, y)
+            unreachable += gc.collect()  # also empties CPython's own stores of tuples and floats, which count as memory
+            held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
         gc.enable()
     assert unreachable == 0, "objects in reference cycles"
-    assert grown < 20_000, f"{grown} bytes after 300 steps"
+    # A leak grows in all of them; what two threads fill once, when they first happen to meet there, in one.
+    grown = min(b - a for a, b in itertools.pairwise(held))
+    assert grown < 5_000, f"{grown} bytes in 100 steps"
 
 
 def test_models_other_than_vision_transformers(rng):
