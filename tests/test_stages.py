@@ -1,5 +1,7 @@
 """Trainings in stages: what every stage sets, that it resumes, and the recipes of tb.ViT."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -354,6 +356,14 @@ def test_recipes_that_cannot_be(data):
     with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
         tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)
     assert find_recipe("best", 32, False, 0.1).stages == (Stage(warmup=0.1),)
+
+
+def test_refining_at_1_bit_takes_twice_the_rate():
+    """Its weights have farther to go."""
+    signs, ternary = (find_recipe("refine", bits, True, 0.1) for bits in (1, 1.58))
+    assert (signs.network, signs.distillation) == (ternary.network, ternary.distillation)
+    (fast,), (slow,) = signs.stages, ternary.stages
+    assert fast == replace(slow, relative_lr=2 * slow.relative_lr, path=2 * slow.path)
 
 
 def test_a_conversion_cut_short_goes_on_with_the_same_bits(data, teacher, tmp_path):
