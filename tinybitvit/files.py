@@ -124,6 +124,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
 
     try:
         entries = safetensors.deserialize(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file or folder {path}: check the name and the folder") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
     arrays = {}
