@@ -375,7 +375,7 @@ def test_wrong_config(vit_folder, config, message):
 
 
 def test_missing_and_broken_files(vit_folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no file or folder .*nowhere.* check the name"):
+    with pytest.raises(CheckpointError, match=r"there is no file .*nowhere.* check the name"):
         from_pretrained(tmp_path / "nowhere.safetensors")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors: download"):

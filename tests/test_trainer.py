@@ -574,7 +574,8 @@ def traced_memory():
     stays in that cache for a while.
     """
     unreachable = gc.collect()
-    getattr(sys, "_clear_internal_caches", sys._clear_type_cache)()  # the former since Python 3.13
+    clear = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache  # the former since Python 3.13
+    clear()
     return tracemalloc.get_traced_memory()[0], unreachable
 
 

@@ -99,6 +99,10 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
         raise CheckpointError(f"{path} has metadata that cannot be read ({error}): {AGAIN}") from error
 
 
+def _missing(path: str | os.PathLike) -> CheckpointError:
+    return CheckpointError(f"there is no file {path}: check the name and the folder")
+
+
 def read_header(path: str | os.PathLike) -> dict[str, str]:
     """The text in the header of any safetensors file, without reading the arrays. Raises CheckpointError."""
     import safetensors
@@ -110,7 +114,7 @@ def read_header(path: str | os.PathLike) -> dict[str, str]:
         with safetensors.safe_open(path, framework="np") as file:
             return file.metadata() or {}
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}: check the name and the folder") from error
+        raise _missing(path) from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
 
@@ -125,7 +129,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
     try:
         entries = safetensors.deserialize(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file or folder {path}: check the name and the folder") from error
+        raise _missing(path) from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
     arrays = {}
