@@ -366,6 +366,14 @@ def test_refining_at_1_bit_takes_twice_the_rate():
     assert fast == replace(slow, relative_lr=2 * slow.relative_lr, path=2 * slow.path)
 
 
+def test_the_second_stage_of_best_goes_farther_at_1_bit():
+    signs, ternary, two_bits = (find_recipe("best", bits, True, 0.1) for bits in (1, 1.58, 2))
+    assert (signs.network, signs.stages[0]) == (two_bits.network, two_bits.stages[0])
+    assert ternary.stages == two_bits.stages
+    fast, slow = signs.stages[1], two_bits.stages[1]
+    assert fast == replace(slow, relative_lr=0.03, path=24.0) and fast.path > 2 * slow.path
+
+
 def test_a_conversion_cut_short_goes_on_with_the_same_bits(data, teacher, tmp_path):
     """Once while it learns blocks, once while it learns outputs."""
     options = {"bits": 1, "recipe": "best", "distill_from": teacher, "epochs": 4, "verbose": 0, "random_state": 0}

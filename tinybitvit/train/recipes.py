@@ -25,12 +25,13 @@ PAPER = Recipe(TENSOR, (LABELS,))
 FAST = Recipe(ROWS, (FAST_BLOCKS, FAST_OUTPUTS))
 BEST = Recipe(ROWS, (BLOCKS, OUTPUTS))
 TERNARY = Recipe({**ROWS, "scale": "twn"}, BEST.stages)  # 'best' at 1.58 bits
+# 'best' at 1 bit: a centred weight is a whole mean weight from its threshold, a ternary 0 only 0.7. At the same rate
+# hardly any of them arrives (docs/results).
+SIGNS = Recipe(ROWS, (BLOCKS, replace(OUTPUTS, relative_lr=0.03, path=24.0)))
 # To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates.
 GENTLY = Stage(1.0, "outputs", relative_lr=0.01, path=12.0, others=0.3, warmup=0.05, weight_decay=0.0, centre=True)
 REFINE = Recipe({}, (GENTLY,), {"temperature": 1.0, "hidden": 0.1, "labels": 1.0})
-# At 1 bit a centred weight is a whole mean weight from its threshold, a ternary 0 only 0.7: at the same rate hardly any
-# of them arrives (docs/results).
-REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02, path=24.0),))
+REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02, path=24.0),))  # as far as SIGNS, and why
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
@@ -57,7 +58,7 @@ def find_recipe(recipe: str | Recipe | None, bits: float, teacher: bool, warmup:
     if recipe is None or bits == 32:
         return Recipe({}, (Stage(warmup=warmup),))
     if recipe == "best" and teacher:
-        return TERNARY if bits == 1.58 else BEST
+        return {1.58: TERNARY, 1: SIGNS}.get(bits, BEST)
     if recipe == "best":
         return SCRATCH
     if recipe == "refine":
