@@ -31,7 +31,7 @@ SIGNS = Recipe(ROWS, (BLOCKS, replace(OUTPUTS, relative_lr=0.03, path=24.0)))
 # To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates.
 GENTLY = Stage(1.0, "outputs", relative_lr=0.01, path=12.0, others=0.3, warmup=0.05, weight_decay=0.0, centre=True)
 REFINE = Recipe({}, (GENTLY,), {"temperature": 1.0, "hidden": 0.1, "labels": 1.0})
-REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02, path=24.0),))  # as far as SIGNS, and why
+REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02, path=24.0),))  # farther, like SIGNS
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
