@@ -178,7 +178,7 @@ BAD = {
     "study --ablation --recipe best": "an ablation has recipes and a teacher of its own: leave recipe and ",
     "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
     "study --ablation --widths 8": "--widths and --depths are for --sweep",
-    "study --recipe good": "recipe must be 'best', 'refine', 'paper', '+ rows', ",
+    "study --recipe good": "recipe must be 'best', 'refine', 'imitate', 'paper', '+ rows', ",
     "study --init-from missing": "missing",
     "study --teacher missing": "missing",
     "study --teacher file": "file is not a whole safetensors file",

@@ -1,6 +1,7 @@
 """Trainings in stages: what every stage sets, that it resumes, and the recipes of tb.ViT."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -334,8 +335,22 @@ def test_refining_goes_on_from_a_low_bit_model_with_its_labels(data, teacher):
     assert losses[0][0] > losses[1][0] + 0.1
     one_bit = tb.ViT(**options | {"bits": 1}, **{**FAST, "epochs": 0}).fit(X, y).model_.config
     assert (one_bit["sub_norm"], one_bit["scale"]) == (False, "absmean")
-    with pytest.raises(ValueError, match="recipe='refine' goes on with a low-bit model: give one as init_from"):
-        tb.ViT(**options | {"init_from": None}, **FAST).fit(X, y)
+    for recipe, source in product(("refine", "imitate"), (None, teacher)):
+        with pytest.raises(ValueError, match="this recipe goes on with a low-bit model: give one as init_from"):
+            tb.ViT(**options | {"recipe": recipe, "init_from": source}, **FAST).fit(X, y)
+
+
+def test_imitating_is_the_second_stage_of_best_alone(data, teacher):
+    """No label is asked for, and a longer one is no slower."""
+    X, y = data
+    start = tb.ViT(bits=1, recipe="best", distill_from=teacher, **{**FAST, "epochs": 2}).fit(X, y)
+    options = {"bits": 1, "recipe": "imitate", "distill_from": teacher, "init_from": start}
+    a, b = (tb.ViT(**options, **FAST).fit(X, labels) for labels in (y, np.roll(y, 1)))
+    np.testing.assert_array_equal(a.decision_function(X), b.decision_function(X))
+    assert a.history_["loss"][-1] < a.history_["loss"][0]
+    for bits in (1, 2, 1.58):
+        second, alone = (find_recipe(name, bits, True, 0.1) for name in ("best", "imitate"))
+        assert alone == Recipe({}, (replace(second.stages[1], path=None),), second.distillation, goes_on=True)
 
 
 def test_recipes_leave_full_precision_alone(data):
@@ -351,7 +366,7 @@ def test_explicit_arguments_win(data, teacher):
 
 
 def test_recipes_that_cannot_be(data):
-    with pytest.raises(ValueError, match=r"recipe must be 'best', 'refine', .*, None or a .*Recipe, not 'fast'"):
+    with pytest.raises(ValueError, match=r"must be 'best', 'refine', 'imitate', .*, None or a .*Recipe, not 'fast'"):
         tb.ViT(recipe="fast", **FAST).fit(*data)
     with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
         tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)
@@ -363,7 +378,7 @@ def test_refining_at_1_bit_takes_twice_the_rate():
     signs, ternary = (find_recipe("refine", bits, True, 0.1) for bits in (1, 1.58))
     assert (signs.network, signs.distillation) == (ternary.network, ternary.distillation)
     (fast,), (slow,) = signs.stages, ternary.stages
-    assert fast == replace(slow, relative_lr=2 * slow.relative_lr, path=2 * slow.path)
+    assert fast == replace(slow, relative_lr=2 * slow.relative_lr)
 
 
 def test_the_second_stage_of_best_goes_farther_at_1_bit():

@@ -430,6 +430,7 @@ def test_a_study_that_goes_on_from_its_low_bit_model(tmp_path):
     "bits, options, expected",
     [
         (1, {"recipe": "'refine'"}, True),
+        (1, {"recipe": "'imitate'"}, True),
         (1, {"recipe": "'+ blocks'"}, True),
         (1, {"distill_from": "'a.safetensors'"}, True),
         (1, {"recipe": "'paper'"}, False),
@@ -458,8 +459,9 @@ def test_teachers_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="leave out the sweep"):
         study.run_sweep("digits", [1], out=tmp_path / "b", teacher=full, **options)
     for some in ({"teacher": full}, {"init_from": low}):
-        with pytest.raises(ValueError, match="goes on with a low-bit model: give its file as init_from, and that of a"):
-            study.run_study("digits", [1], out=tmp_path / "b", **{**options, **some, "recipe": "refine"})
+        for recipe in ("refine", "imitate"):
+            with pytest.raises(ValueError, match="goes on with a low-bit model: give its file as init_from, and that"):
+                study.run_study("digits", [1], out=tmp_path / "b", **{**options, **some, "recipe": recipe})
     del options["recipe"]
     with pytest.raises(ValueError, match="leave out init_from"):
         study.run_ablation("digits", [1], out=tmp_path / "b", teacher=full, init_from=low, **options)

@@ -69,7 +69,7 @@ def add_training_arguments(p: Parser) -> None:
         "--recipe",
         metavar="NAME",
         help="how low-bit models are trained: paper, as BitNet's papers do, best, or a step between them as an ablation"
-        " names it, such as '+ blocks'; refine: go on from a low-bit model that is there (--init-from)",
+        " names it, such as '+ blocks'; imitate, refine: go on from a low-bit model that is there (--init-from)",
     )
     group.add_argument(
         "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"

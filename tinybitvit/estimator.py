@@ -54,8 +54,9 @@ class ViT(ImageClassifier):
         its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits.
     recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
         papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
-        (without a teacher: the labels, in two stages); 'refine': go on from the low-bit model `init_from`, with the
-        outputs of `distill_from` and the labels; or a `tb.train.Recipe`. docs/results compares them.
+        (without a teacher: the labels, in two stages); 'imitate': go on from the low-bit model `init_from` with the
+        outputs of `distill_from` alone; 'refine': with those and the labels; or a `tb.train.Recipe`. docs/results
+        compares them.
     early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
@@ -203,8 +204,8 @@ class ViT(ImageClassifier):
         if taught and start is None:
             start = self.distill_from
         source = None if start is None else source_of(start, self.image_shape_[:2])
-        if self.recipe == "refine" and self.bits != 32 and (source is None or source.config["bits"] == 32):
-            raise ValueError("recipe='refine' goes on with a low-bit model: give one as init_from")
+        if self._recipe.goes_on and (source is None or source.config["bits"] == 32):
+            raise ValueError("this recipe goes on with a low-bit model: give one as init_from")
         self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
         options = {name: getattr(self, name) for name in NETWORK}
         if source is not None:

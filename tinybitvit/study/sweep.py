@@ -15,7 +15,7 @@ from ..data import Dataset
 from ..files import write_file
 from ..models import source_of
 from ..quant import check_bits
-from ..train import find_recipe
+from ..train import Recipe, find_recipe
 from ..train.meter import clock
 from ..train.recipes import ABLATION
 from .pictures import write_report
@@ -173,10 +173,8 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
         source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
-    if options.get("recipe") == "refine" and (teacher is None or "init_from" not in options):
-        raise ValueError(
-            "recipe='refine' goes on with a low-bit model: give its file as init_from, and that of a teacher"
-        )
+    if low_bit_recipe(options.get("recipe"), bits).goes_on and (teacher is None or "init_from" not in options):
+        raise ValueError("this recipe goes on with a low-bit model: give its file as init_from, and that of a teacher")
     if teacher is not None:
         teacher = checked_teacher(teacher, data, options, shapes, recipes)
     runs = plan(bits, shapes, recipes, seeds, options)
@@ -212,7 +210,7 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
     """
 
     def twin(recipe):
-        if any(stage.learns != "labels" for stage in find_recipe(recipe, min(bits, default=32), True, 0.0).stages):
+        if any(stage.learns != "labels" for stage in low_bit_recipe(recipe, bits).stages):
             return None if "distill_from" in options else "distill_from"
         return "init_from" if recipes else None
 
@@ -221,6 +219,11 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
         bits = [32, *(b for b in bits if b != 32)]
     cells = product(shapes, seeds, bits)
     return [Run(b, s, shape, *way) for shape, s, b in cells for way in (ways if b != 32 else [(None, None)])]
+
+
+def low_bit_recipe(recipe, bits) -> Recipe:
+    """What the low-bit models among `bits` follow, if they have a teacher."""
+    return find_recipe(recipe, min(bits, default=32), True, 0.0)
 
 
 def trained(

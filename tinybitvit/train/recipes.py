@@ -28,10 +28,12 @@ TERNARY = Recipe({**ROWS, "scale": "twn"}, BEST.stages)  # 'best' at 1.58 bits
 # 'best' at 1 bit: a centred weight is a whole mean weight from its threshold, a ternary 0 only 0.7. At the same rate
 # hardly any of them arrives (docs/results).
 SIGNS = Recipe(ROWS, (BLOCKS, replace(OUTPUTS, relative_lr=0.03, path=24.0)))
-# To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates.
-GENTLY = Stage(1.0, "outputs", relative_lr=0.01, path=12.0, others=0.3, warmup=0.05, weight_decay=0.0, centre=True)
-REFINE = Recipe({}, (GENTLY,), {"temperature": 1.0, "hidden": 0.1, "labels": 1.0})
-REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02, path=24.0),))  # farther, like SIGNS
+# To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates,
+# or the second stage of 'best' alone. No path: who goes on for longer wants to get farther.
+GENTLY = Stage(1.0, "outputs", relative_lr=0.01, others=0.3, warmup=0.05, weight_decay=0.0, centre=True)
+REFINE = Recipe({}, (GENTLY,), {"temperature": 1.0, "hidden": 0.1, "labels": 1.0}, goes_on=True)
+REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02),))  # faster, like SIGNS
+IMITATE, IMITATE_SIGNS = (Recipe({}, (replace(r.stages[1], path=None),), goes_on=True) for r in (BEST, SIGNS))
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
 SCRATCH = Recipe(
     {"granularity": "row", "sub_norm": True}, (Stage(0.5, warmup=0.2), Stage(0.5, factor=0.5, weight_decay=0.0))
@@ -52,7 +54,7 @@ def find_recipe(recipe: str | Recipe | None, bits: float, teacher: bool, warmup:
     """The Recipe for what a user gave as `recipe` (None: one stage on the labels), with a teacher or without."""
     if isinstance(recipe, Recipe):
         return recipe
-    names = ("best", "refine", *ABLATION)
+    names = ("best", "refine", "imitate", *ABLATION)
     if recipe is not None and recipe not in names:
         raise ValueError(f"recipe must be {', '.join(map(repr, names))}, None or a tb.train.Recipe, not {recipe!r}")
     if recipe is None or bits == 32:
@@ -63,4 +65,6 @@ def find_recipe(recipe: str | Recipe | None, bits: float, teacher: bool, warmup:
         return SCRATCH
     if recipe == "refine":
         return REFINE_SIGNS if bits == 1 else REFINE
+    if recipe == "imitate":
+        return IMITATE_SIGNS if bits == 1 else IMITATE
     return ABLATION[recipe]

@@ -58,12 +58,13 @@ class Recipe:
     """How a low-bit network is built and trained.
 
     network: arguments of VisionTransformer; stages: of the training, in this order; distillation: arguments of
-    `train.objectives.Distill`, for stages that learn outputs.
+    `train.objectives.Distill`, for stages that learn outputs; goes_on: for a low-bit network that is there already.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = (Stage(),)
     distillation: dict[str, float] = field(default_factory=dict)
+    goes_on: bool = False
 
 
 class Stages:
