@@ -113,7 +113,8 @@ def test_options_reach_the_study(monkeypatch):
     assert seen == {"program": "run_study", "a": ("digits",), "k": usual}
     line = "study some/folder --bits 8 1.58 --out o --train-size 9 --test-size 8 --image-size 7 --seed 6 --epochs 5"
     line += " --batch-size 4 --lr 0.5 --dim 3 --depth 2 --heads 1 --mlp-ratio 1.5 --patch-size 2 --device cpu"
-    line += " --seeds 3 --jobs 2 --recipe best --init-from /some/where/model --teacher /some/where/else --resume"
+    line += " --seeds 3 --jobs 2 --recipe best --augment flip --init-from /some/where/model"
+    line += " --teacher /some/where/else --resume"
     assert status_of(*line.split()) == 0
     assert seen["a"] == ("some/folder",) and [type(b) for b in seen["k"]["bits"]] == [int, float]
     assert seen["k"] == {
@@ -128,7 +129,8 @@ def test_options_reach_the_study(monkeypatch):
             "batch_size": 4,
         },
         **{"lr": 0.5, "dim": 3, "depth": 2, "heads": 1, "mlp_ratio": 1.5, "patch_size": 2, "device": "cpu"},
-        **{"seeds": 3, "jobs": 2, "recipe": "best", "init_from": "/some/where/model", "resume": True},
+        **{"seeds": 3, "jobs": 2, "recipe": "best", "augment": "flip", "resume": True},
+        "init_from": "/some/where/model",
         "teacher": "/some/where/else",
         "command": f"tinybitvit {line}".replace("/some/where/", "").replace(" --resume", ""),
     }
@@ -178,6 +180,7 @@ BAD = {
     "study --ablation --recipe best": "an ablation has recipes and a teacher of its own: leave recipe and ",
     "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
     "study --ablation --widths 8": "--widths and --depths are for --sweep",
+    "study --augment spin": "unknown augmentation 'spin': choose from flip, shift, crop, cutout, auto or None",
     "study --recipe good": "recipe must be 'best', 'refine', 'imitate', 'paper', '+ rows', ",
     "study --init-from missing": "missing",
     "study --teacher missing": "missing",

@@ -72,6 +72,11 @@ def add_training_arguments(p: Parser) -> None:
         " names it, such as '+ blocks'; imitate, refine: go on from a low-bit model that is there (--init-from)",
     )
     group.add_argument(
+        "--augment",
+        metavar="STEPS",
+        help="what happens to training images, such as flip,crop:4,cutout:8 (default: flip,crop; in grey shift)",
+    )
+    group.add_argument(
         "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
     )
 
@@ -131,7 +136,7 @@ def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Those that were given; the others have their defaults elsewhere."""
-    names = (*MODEL_OPTIONS, "init_from", "recipe")
+    names = (*MODEL_OPTIONS, "init_from", "recipe", "augment")
     return {**{name: value for name in names if (value := getattr(args, name)) is not None}, "device": args.device}
 
 
