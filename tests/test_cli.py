@@ -52,7 +52,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"tinybitvit {tb.__version__}\n"
     assert status_of("--help") == 0
     text = capsys.readouterr().out
-    for name in ("study", "train", "predict", "attention", "inspect", "export", "doctor"):
+    for name in ("study", "train", "predict", "attention", "inspect", "quantize", "export", "doctor"):
         assert re.search(rf"\n +{name}\s+[a-z]", text)
         assert status_of(name, "--help") == 0
         assert f"usage: tinybitvit {name}" in capsys.readouterr().out
@@ -201,6 +201,8 @@ BAD = {
     "train digits --bits 32 --packed": "--packed needs --bits below 32",
     "predict": "required: MODEL, IMAGE",
     "predict file": "required: IMAGE",
+    "quantize file": "required: DATASET, --out",
+    "quantize file digits --out x --bits 1": "file is not a whole safetensors file",
     "export file --out x": "required: --format",
     "export file --out x --format zip": "argument --format: invalid choice: 'zip'",
     "doctor now": "unrecognized arguments: now",
@@ -316,6 +318,23 @@ def test_packed_files_are_small_and_predict_the_same(tmp_path, model_file, pictu
         answers.append([line.split("  ") for line in capsys.readouterr().out.splitlines()])
     for full, packed in zip(*answers, strict=True):
         assert full[:2] == packed[:2] and float(full[2]) == pytest.approx(float(packed[2]), abs=0.01)
+
+
+def test_quantize_rounds_a_model(tmp_path, model_file, capsys):
+    full, small = str(tmp_path / "full.safetensors"), tmp_path / "new" / "small.safetensors"
+    options = [*TINY, "--epochs", "10", "--train-size", "600"]
+    assert cli.main(["train", "digits", *options, "--bits", "32", "--out", full]) == 0
+    before = float(re.search(r"accuracy ([\d.]+)", capsys.readouterr().out)[1])
+    line = ["quantize", full, "digits", "--bits", "1", "--images", "600", "--out", str(small)]
+    assert cli.main(line) == 0
+    out = capsys.readouterr().out
+    data, model = study.load_data("digits"), tb.load(small)
+    accuracy = model.score(data.X_test, np.array(data.classes)[data.y_test])
+    assert f"accuracy {accuracy:.4f} on 450 test images" in out and accuracy > before - 0.1
+    assert f"written: {small} ({small.stat().st_size:,} bytes)" in out and "block 1/" in out
+    assert model.bits == 1
+    assert status_of("quantize", model_file, "digits", "--out", str(small)) == 2
+    assert "give a model of 32 bits" in capsys.readouterr().err
 
 
 def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):

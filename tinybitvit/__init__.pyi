@@ -20,5 +20,6 @@ from .backend import manual_seed as manual_seed
 from .estimator import ViT as ViT
 from .estimator import load as load
 from .tensor import Tensor as Tensor
+from .train.layerwise import quantize as quantize
 
 __version__: str

@@ -124,6 +124,16 @@ def add_model_commands(commands) -> None:
 
     add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
 
+    p = add_with_model(quantize, "round a full-precision model to few bits, layer by layer, without training")
+    p.add_argument("dataset", metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
+    p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
+    p.add_argument(
+        "--images", type=count, default=4096, metavar="N", help="training images to fit to (default: %(default)s)"
+    )
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
+    p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
+    p.add_argument("--out", metavar="FILE", required=True, help="where to save the packed model")
+
     p = add_with_model(export, "write a model for other programs")
     p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
     p.add_argument(
@@ -235,6 +245,23 @@ def inspect(args: argparse.Namespace) -> int:
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
+    return 0
+
+
+def quantize(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from .study import load_data, measure, open_folder
+
+    model, out = tb.load(args.model), Path(args.out)
+    data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
+    open_folder(out.parent)
+    print(data, flush=True)
+    rounded = tb.quantize(model, data.X_train, args.bits, args.images, random_state=args.seed)
+    rounded.save(out, packed=True)
+    found = measure(rounded, data, rounded.predict(data.X_test))
+    print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
+    print(f"written: {out} ({out.stat().st_size:,} bytes)")
     return 0
 
 

@@ -1,0 +1,197 @@
+"""Rounding a trained network layer by layer, without a label and without a single update."""
+
+import copy
+from contextlib import ExitStack
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted, check_random_state
+
+from .. import autograd, backend
+from .. import functional as F
+from ..autograd import no_grad
+from ..data import make_augment
+from ..models import VisionTransformer, shape_of, start_from
+from .descent import best_weight, round_weight
+from .recipes import find_recipe
+
+CHUNK = 256  # images at a time
+BATCH = 64  # images in a forward and backward pass
+TEMPERATURE = 2.0  # as in `objectives.Distill`
+
+
+def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
+    """A low-bit copy of a fitted 32-bit tb.ViT that does on images what the teacher does: rounded, not trained.
+
+    X: images like those of its training, of which `images` are drawn and augmented as the teacher's `augment` says; the
+    more, the better. No labels are needed. The copy can be asked, saved and packed, and a training can go on from it:
+    ViT(bits=..., init_from=copy, distill_from=teacher, recipe="imitate"). Needs minutes where a training needs hours,
+    and memory for the tokens of all the images. verbose: 0 says nothing.
+    """
+    check_is_fitted(teacher)
+    if teacher.model_.config["bits"] != 32 or bits == 32:
+        raise ValueError("quantize makes a low-bit copy of a 32-bit model: give a model of 32 bits, and bits below 32")
+    rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
+    network, student = teacher.model_, copy.copy(teacher)
+    options = shape_of(network, {}) | {name: network.config[name] for name in ("in_channels", "num_classes")}
+    options |= find_recipe("best", bits, True, 0.0).network | {"activation_bits": teacher.activation_bits}
+    student.bits, student.recipe, student._optimizer = bits, None, None
+    student.model_ = VisionTransformer(teacher.image_shape_[:2], bits=bits, **options, rng=rng)
+    start_from(student.model_, network)
+    student.model_.to(backend.device_of(next(iter(network.parameters())).data))
+    X = teacher._check_images(X, reset=False)
+    X = X[rng.permutation(len(X))[:images]]
+    augment = make_augment(teacher.augment, teacher.image_shape_)
+    x = teacher.normalize_(X if augment is None else augment(X, rng))
+    tell = (lambda line: print(line, flush=True)) if verbose else (lambda line: None)
+    batches = (x[start : start + BATCH] for start in range(0, min(len(x), 20 * BATCH), BATCH))
+    metrics = output_metrics(network, batches, rng)
+    LayerByLayer(student.model_, network, x, metrics, rng).run(tell)
+    return student
+
+
+def block_layers(block):
+    """The four linear layers of a block, in the order in which it uses them."""
+    return block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2
+
+
+def output_metrics(teacher, batches, rng, hidden=1.0):
+    """M = E[d d^T] of `train.descent` for every linear layer of the teacher's blocks, in units of its mean diagonal.
+
+    d: gradients at the layer's outputs of what `objectives.Distill` measures. Its Hessian, to the first order in the
+    errors, is the covariance of gradients whose targets are drawn from the teacher's own outputs: classes from
+    softmax(logits / T), and tokens with normal noise (Martens 2014, arXiv 1412.1193). batches: of normalised images.
+    """
+    layers = [layer for block in teacher.blocks for layer in block_layers(block)]
+    sums, outputs = [np.zeros((layer.out_features,) * 2) for layer in layers], []
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(lambda *call: outputs.append(call[2])))
+        for x in batches:
+            outputs.clear()
+            loss = drawn_loss(teacher, x, rng, hidden)
+            for total, g in zip(sums, autograd.grad(loss, outputs), strict=True):
+                d = backend.to_numpy(g).reshape(-1, g.shape[-1])
+                total += d.T @ d
+    return [total / max(np.diag(total).mean(), 1e-30) for total in sums]
+
+
+def drawn_loss(teacher, x, rng, hidden):
+    """A number whose gradients, batch for batch, have the covariance that is the Hessian of Distill's mean loss."""
+    h, loss = teacher.tokens(x), 0.0
+    for block in teacher.blocks:
+        after = block(h)
+        change = float(((after - h).data ** 2).mean())
+        noise = rng.standard_normal(h.shape) * (2 * hidden / (len(teacher.blocks) * change * h.size)) ** 0.5
+        loss = loss + (after * F.as_tensor(noise.astype(h.dtype)).to(h.device)).sum()
+        h = after
+    logits = teacher.classify(teacher.norm(h)) * (1 / TEMPERATURE)
+    classes = draw(F.softmax(logits).numpy(), rng)
+    drawn = F.cross_entropy(logits, F.as_tensor(classes).to(h.device))
+    return loss + drawn * (TEMPERATURE * len(classes) ** 0.5)  # a mean of N gradients has an N-th of their variance
+
+
+def draw(p, rng):
+    """One class for every row of probabilities (N, classes)."""
+    return (p.cumsum(axis=1) < rng.random((len(p), 1))).sum(axis=1).clip(0, p.shape[1] - 1)
+
+
+class Moments:
+    """E[x], E[y], and the covariances of inputs x with themselves and with outputs y, collected chunk by chunk."""
+
+    def __init__(self):
+        self.count, self.sums = 0, [0.0] * 4
+
+    def add(self, x, y):
+        """x (..., k), y (..., m): Tensors."""
+        x, y = (a.numpy().reshape(-1, a.shape[-1]) for a in (x, y))
+        self.count += len(x)
+        for i, part in enumerate((x.sum(axis=0), y.sum(axis=0), x.T @ x, y.T @ x)):
+            self.sums[i] = self.sums[i] + part.astype(np.float64)
+
+    def centred(self):
+        """mean x (k,), mean y (m,), covariance of x (k, k), covariance of y and x (m, k)."""
+        x, y, xx, yx = (total / self.count for total in self.sums)
+        return x, y, xx - np.outer(x, x), yx - np.outer(y, x)
+
+
+class LayerByLayer:
+    """Rounds every low-bit layer of a student that holds the teacher's weights, from the first to the last.
+
+    x (N, H, W, C): normalised images. Each layer is fitted to the inputs that it will get, those of the student so far,
+    and to the outputs of the teacher; proj and fc2, which write to the tokens, to what makes the tokens the teacher's
+    again, so that the errors of earlier layers are made good, not handed on. `costs` collects what every layer lost.
+    """
+
+    def __init__(self, student, teacher, x, metrics, rng, damping=(0.003, 0.05)):
+        self.student, self.teacher, self.rng, self.damping = student, teacher, rng, damping
+        self.metrics, self.costs = iter(metrics), []
+        chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
+        with no_grad():
+            self.theirs = [teacher.tokens(chunk) for chunk in chunks]
+            self.mine = [student.tokens(chunk) for chunk in chunks]
+
+    def run(self, tell=lambda line: None):
+        """Round all blocks; tell(line) hears of every one."""
+        with no_grad(), self.student.evaluating(), self.teacher.evaluating():
+            for k, (block, theirs) in enumerate(zip(self.student.blocks, self.teacher.blocks, strict=True)):
+                self._attention(block, theirs)
+                self._mlp(block, theirs)
+                found = ", ".join(f"{cost:.3f}" for cost in self.costs[-4:])
+                tell(f"block {k + 1}/{len(self.student.blocks)}  lost in qkv, proj, fc1, fc2: {found}")
+
+    def _attention(self, block, theirs):
+        self._round(block.attn.qkv, block.norm1, lambda h, m: theirs.attn.qkv(theirs.norm1(h)))
+        # Once qkv is rounded: proj gets what the student's own heads give
+        heads = lambda m: F.multi_head_attention(block.attn.qkv(block.norm1(m)), block.attn.heads)  # noqa: E731
+        self._round(block.attn.proj, heads, missing(theirs.attention_branch, block.ls1))
+        self._add(block.attention_branch, theirs.attention_branch)
+
+    def _mlp(self, block, theirs):
+        self._round(block.mlp.fc1, block.norm2, lambda h, m: theirs.mlp.fc1(theirs.norm2(h)))
+        active = lambda m: block.mlp.act(block.mlp.fc1(block.norm2(m)))  # noqa: E731
+        self._round(block.mlp.fc2, active, missing(theirs.mlp_branch, block.ls2))
+        self._add(block.mlp_branch, theirs.mlp_branch)
+
+    def _round(self, layer, inputs, target):
+        """inputs(mine): what the layer gets; target(theirs, mine): what it should give."""
+        moments = Moments()
+        for h, m in zip(self.theirs, self.mine, strict=True):
+            x = inputs(m)
+            moments.add(layer.quantize_input(x if layer.norm is None else layer.norm(x)), target(h, m))
+        self.costs.append(round_layer(layer, moments, next(self.metrics), self.damping, self.rng))
+
+    def _add(self, branch, their_branch):
+        self.mine = [m + branch(m) for m in self.mine]
+        self.theirs = [h + their_branch(h) for h in self.theirs]
+
+
+def missing(branch, scale):
+    """What a layer before a LayerScale (or None) must give so that the student's tokens m become h + branch(h)."""
+    factor = 1.0 if scale is None else 1 / F.as_tensor(np.where(scale.gamma.numpy() == 0, 1, scale.gamma.numpy()))
+    return lambda h, m: (h + branch(h) - m) * factor
+
+
+def round_layer(layer, moments, metric, damping, rng):
+    """Give a BitLinear the codes, scales and bias that do best what `moments` says; returns its relative cost.
+
+    The bias takes the mean error, so only covariances count. damping: of the inputs' covariance and of the metric, in
+    units of their mean diagonals.
+    """
+    mean_x, mean_y, second, cross = moments.centred()
+    second, metric = (damped(a, d) for a, d in zip((second, metric), damping, strict=True))
+    weight = best_weight(second, cross, layer.weight.numpy().astype(np.float64))
+    codes, scale, cost = round_weight(weight, second, metric, layer.bits, layer.scale, rng=rng)
+    layer.centre(*(on_device(layer, a) for a in (codes, scale)))
+    if layer.bias is not None:
+        layer.bias.data[...] = on_device(layer, mean_y - (codes * scale) @ mean_x)
+    return cost
+
+
+def damped(a, share):
+    """a + share x its mean diagonal, or a tiny one where a is 0, on the diagonal."""
+    return a + max(share * np.diag(a).mean(), 1e-12) * np.eye(len(a))
+
+
+def on_device(layer, array):
+    """A host array as one of the layer's kind, where the layer is."""
+    return backend.to_device(array.astype(layer.weight.dtype), layer.weight.device)
