@@ -162,8 +162,10 @@ def test_more_bits_come_nearer(digits, rounded):
 
 def test_the_teacher_stays_as_it_was_and_the_copy_is_complete(digits, rounded, tmp_path):
     teacher, X, held_out = digits
+    student, before = rounded[1], len(teacher.history_["loss"])
     assert teacher.bits == 32 and teacher.model_.config["bits"] == 32
-    student = rounded[1]
+    tb.quantize(teacher, X, 8, images=10, verbose=0).partial_fit(X[:10], teacher.predict(X[:10]))
+    assert len(teacher.history_["loss"]) == before
     assert student.get_params()["bits"] == 1
     student.save(tmp_path / "m.safetensors", packed=True)
     expected = student.predict(held_out)

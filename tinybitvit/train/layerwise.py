@@ -34,7 +34,8 @@ def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
     network, student = teacher.model_, copy.copy(teacher)
     options = shape_of(network, {}) | {name: network.config[name] for name in ("in_channels", "num_classes")}
     options |= find_recipe("best", bits, True, 0.0).network | {"activation_bits": teacher.activation_bits}
-    student.bits, student.recipe, student._optimizer = bits, None, None
+    student.bits, student.recipe = bits, None
+    student.history_, student._rng, student._optimizer = copy.deepcopy(teacher.history_), rng, None
     student.model_ = VisionTransformer(teacher.image_shape_[:2], bits=bits, **options, rng=rng)
     start_from(student.model_, network)
     student.model_.to(backend.device_of(next(iter(network.parameters())).data))
