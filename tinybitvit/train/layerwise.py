@@ -142,14 +142,19 @@ class LayerByLayer:
 
     def _attention(self, block, theirs):
         self._round(block.attn.qkv, block.norm1, lambda h, m: theirs.attn.qkv(theirs.norm1(h)))
-        # Once qkv is rounded: proj gets what the student's own heads give
-        heads = lambda m: F.multi_head_attention(block.attn.qkv(block.norm1(m)), block.attn.heads)  # noqa: E731
+
+        def heads(m):  # of the student, whose qkv is rounded by now
+            return F.multi_head_attention(block.attn.qkv(block.norm1(m)), block.attn.heads)
+
         self._round(block.attn.proj, heads, missing(theirs.attention_branch, block.ls1))
         self._add(block.attention_branch, theirs.attention_branch)
 
     def _mlp(self, block, theirs):
         self._round(block.mlp.fc1, block.norm2, lambda h, m: theirs.mlp.fc1(theirs.norm2(h)))
-        active = lambda m: block.mlp.act(block.mlp.fc1(block.norm2(m)))  # noqa: E731
+
+        def active(m):
+            return block.mlp.act(block.mlp.fc1(block.norm2(m)))
+
         self._round(block.mlp.fc2, active, missing(theirs.mlp_branch, block.ls2))
         self._add(block.mlp_branch, theirs.mlp_branch)
 
