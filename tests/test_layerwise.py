@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from devices import each_device
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
@@ -201,6 +202,18 @@ def test_every_kind_of_block_can_be_rounded(details, rng):
     assert after < 0.6 * before
     assert len(lines) == 2 and lines[1].startswith("block 2/2  lost in qkv, proj, fc1, fc2: 0.")
     assert len(rounding.costs) == 8 and all(0 < cost < 1 for cost in rounding.costs)
+
+
+@each_device
+def test_rounding_works_where_the_teacher_is(device, rng):
+    teacher = VisionTransformer(**SHAPE, layer_scale=0.3, rng=rng).to(device)
+    student = VisionTransformer(**SHAPE, bits=1, layer_scale=0.3, sub_norm=False, rng=rng)
+    start_from(student, teacher)
+    x = rng.standard_normal((64, 8, 8, 1)).astype("float32")
+    rounding = layerwise.LayerByLayer(student.to(device), teacher, x, layerwise.output_metrics(teacher, [x], rng), rng)
+    rounding.run()
+    assert len(rounding.costs) == 8 and all(0 < cost < 1 for cost in rounding.costs)
+    assert {p.device for p in student.parameters()} == {device}
 
 
 def test_only_full_precision_can_be_rounded(digits, rounded):

@@ -38,7 +38,7 @@ def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
     student.history_, student._rng, student._optimizer = copy.deepcopy(teacher.history_), rng, None
     student.model_ = VisionTransformer(teacher.image_shape_[:2], bits=bits, **options, rng=rng)
     start_from(student.model_, network)
-    student.model_.to(backend.device_of(next(iter(network.parameters())).data))
+    student.model_.to(device_of(network))
     X = teacher._check_images(X, reset=False)
     X = X[rng.permutation(len(X))[:images]]
     augment = make_augment(teacher.augment, teacher.image_shape_)
@@ -48,6 +48,11 @@ def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
     metrics = output_metrics(network, batches, rng)
     LayerByLayer(student.model_, network, x, metrics, rng).run(tell)
     return student
+
+
+def device_of(network):
+    """Where the parameters of a network are."""
+    return network.parameters()[0].device
 
 
 def block_layers(block):
@@ -78,7 +83,7 @@ def output_metrics(teacher, batches, rng, hidden=1.0):
 
 def drawn_loss(teacher, x, rng, hidden):
     """A number whose gradients, batch for batch, have the covariance that is the Hessian of Distill's mean loss."""
-    h, loss = teacher.tokens(x), 0.0
+    h, loss = teacher.tokens(F.as_tensor(x).to(device_of(teacher))), 0.0
     for block in teacher.blocks:
         after = block(h)
         change = float(((after - h).data ** 2).mean())
@@ -126,7 +131,8 @@ class LayerByLayer:
     def __init__(self, student, teacher, x, metrics, rng, damping=(0.003, 0.05)):
         self.student, self.teacher, self.rng, self.damping = student, teacher, rng, damping
         self.metrics, self.costs = iter(metrics), []
-        chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
+        device = device_of(teacher)
+        chunks = [F.as_tensor(x[start : start + CHUNK]).to(device) for start in range(0, len(x), CHUNK)]
         with no_grad():
             self.theirs = [teacher.tokens(chunk) for chunk in chunks]
             self.mine = [student.tokens(chunk) for chunk in chunks]
@@ -173,7 +179,10 @@ class LayerByLayer:
 
 def missing(branch, scale):
     """What a layer before a LayerScale (or None) must give so that the student's tokens m become h + branch(h)."""
-    factor = 1.0 if scale is None else 1 / F.as_tensor(np.where(scale.gamma.numpy() == 0, 1, scale.gamma.numpy()))
+    factor = 1.0
+    if scale is not None:
+        gamma = scale.gamma.numpy()
+        factor = F.as_tensor(1 / np.where(gamma == 0, gamma.dtype.type(1), gamma)).to(scale.gamma.device)
     return lambda h, m: (h + branch(h) - m) * factor
 
 
