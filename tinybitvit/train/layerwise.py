@@ -147,43 +147,40 @@ class LayerByLayer:
                 tell(f"block {k + 1}/{len(self.student.blocks)}  lost in qkv, proj, fc1, fc2: {found}")
 
     def _attention(self, block, theirs):
-        self._round(block.attn.qkv, block.norm1, lambda h, m: theirs.attn.qkv(theirs.norm1(h)))
+        self._round(block.attn.qkv, block.norm1, (theirs.attn.qkv(theirs.norm1(h)) for h in self.theirs))
+        self.theirs = [h + theirs.attention_branch(h) for h in self.theirs]
 
         def heads(m):  # of the student, whose qkv is rounded by now
             return F.multi_head_attention(block.attn.qkv(block.norm1(m)), block.attn.heads)
 
-        self._round(block.attn.proj, heads, missing(theirs.attention_branch, block.ls1))
-        self._add(block.attention_branch, theirs.attention_branch)
+        self._round(block.attn.proj, heads, self._missing(block.ls1))
+        self.mine = [m + block.attention_branch(m) for m in self.mine]
 
     def _mlp(self, block, theirs):
-        self._round(block.mlp.fc1, block.norm2, lambda h, m: theirs.mlp.fc1(theirs.norm2(h)))
+        self._round(block.mlp.fc1, block.norm2, (theirs.mlp.fc1(theirs.norm2(h)) for h in self.theirs))
+        self.theirs = [h + theirs.mlp_branch(h) for h in self.theirs]
 
         def active(m):
             return block.mlp.act(block.mlp.fc1(block.norm2(m)))
 
-        self._round(block.mlp.fc2, active, missing(theirs.mlp_branch, block.ls2))
-        self._add(block.mlp_branch, theirs.mlp_branch)
+        self._round(block.mlp.fc2, active, self._missing(block.ls2))
+        self.mine = [m + block.mlp_branch(m) for m in self.mine]
 
-    def _round(self, layer, inputs, target):
-        """inputs(mine): what the layer gets; target(theirs, mine): what it should give."""
+    def _missing(self, scale):
+        """Chunk by chunk, what a layer before a LayerScale (or None) must give to make the tokens the teacher's."""
+        factor = 1.0
+        if scale is not None:
+            gamma = scale.gamma.numpy()
+            factor = F.as_tensor(1 / np.where(gamma == 0, gamma.dtype.type(1), gamma)).to(scale.gamma.device)
+        return ((h - m) * factor for h, m in zip(self.theirs, self.mine, strict=True))
+
+    def _round(self, layer, inputs, targets):
+        """inputs(m): what the layer gets from the student's tokens; targets: what it should give, chunk by chunk."""
         moments = Moments()
-        for h, m in zip(self.theirs, self.mine, strict=True):
+        for m, target in zip(self.mine, targets, strict=True):
             x = inputs(m)
-            moments.add(layer.quantize_input(x if layer.norm is None else layer.norm(x)), target(h, m))
+            moments.add(layer.quantize_input(x if layer.norm is None else layer.norm(x)), target)
         self.costs.append(round_layer(layer, moments, next(self.metrics), self.damping, self.rng))
-
-    def _add(self, branch, their_branch):
-        self.mine = [m + branch(m) for m in self.mine]
-        self.theirs = [h + their_branch(h) for h in self.theirs]
-
-
-def missing(branch, scale):
-    """What a layer before a LayerScale (or None) must give so that the student's tokens m become h + branch(h)."""
-    factor = 1.0
-    if scale is not None:
-        gamma = scale.gamma.numpy()
-        factor = F.as_tensor(1 / np.where(gamma == 0, gamma.dtype.type(1), gamma)).to(scale.gamma.device)
-    return lambda h, m: (h + branch(h) - m) * factor
 
 
 def round_layer(layer, moments, metric, damping, rng):
