@@ -166,6 +166,10 @@ def train(device, optimizer=AdamW, weight=None, steps=2, **options):
     return {**state, **fetch(model.state_dict()), **{f"slot {k}": a for k, a in arrays.items()}}, counts
 
 
+def smoothed(output, y):
+    return F.cross_entropy(output, y, label_smoothing=0.1)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -177,9 +181,9 @@ def train(device, optimizer=AdamW, weight=None, steps=2, **options):
         {"dropout": 0.3, "bits": 1.58},
         {"workers": 3},
         {"weight": np.linspace(0, 2, 13)},
-        {"loss": lambda output, y: F.cross_entropy(output, y, label_smoothing=0.1)},
+        {"loss": smoothed},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(f"{k}={v if np.isscalar(v) else 'given'}" for k, v in options.items()),
 )
 def test_training_steps_have_the_bits_of_numpy_and_read_once(options):
     here, _ = train("cpu", **options)
