@@ -14,10 +14,10 @@ BATCHES = (64, 128)
 
 def worker(batch):
     """On every rank: print (rank 0) the median seconds of a step and of the sum of all gradients."""
-    from tinybitvit.distributed import data_parallel
     from tinybitvit.models import VisionTransformer
     from tinybitvit.optim import AdamW, decay_groups
     from tinybitvit.train import Trainer
+    from tinybitvit.train.ranks import data_parallel
 
     rng = np.random.default_rng(0)
     with data_parallel() as group:

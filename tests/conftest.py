@@ -9,7 +9,7 @@ import cupy_standin
 import numpy as np
 import pytest
 
-from tinybitvit import backend
+from tinybitvit import backend, gpu
 from tinybitvit.data import download
 
 DATA_ROOT = download.data_root()
@@ -73,4 +73,4 @@ def pytest_report_header():
     problem = backend.cuda_problem()
     if problem:
         return f"GPU: simulated, no code ran on one ({problem})"
-    return "GPU: " + "; ".join(text for _, text in backend.cuda_info())
+    return "GPU: " + "; ".join(text for _, text in gpu.cuda_info())

@@ -1,6 +1,6 @@
 """A mutation run: would the tests notice if a line of the calculus were wrong?
 
-Every function of tinybitvit/ops and of tinybitvit/quant/ste.py, forward and backward, is changed in one place at a
+Every function of tinybitvit/ops, forward and backward, is changed in one place at a
 time: a sign flipped, a term or a factor dropped, a constant moved by 1 %, a comparison turned, a call left out, two
 gradients swapped. The cases of `op_cases` must notice each of these mutants. One that survives shows that a test is
 missing, or else computes the same as the original: those are listed in EQUIVALENT, each with its reason.
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["tinybitvit/ops/*.py", "tinybitvit/quant/ste.py", "tinybitvit/backend.py"]
+FILES = ["tinybitvit/ops/*.py", "tinybitvit/backend.py"]
 BACKEND = {"backend.row_blocks", "backend.add_at", "backend.erf"}  # what the ops compute with; the rest is not calculus
 ON_GPU = {"cross_entropy", "getitem"}  # these have lines that only run there: their cases run on the stand-in, too
 SECONDS_EACH = 60
@@ -406,7 +406,7 @@ def report(results, seconds):
         "# Mutation run",
         "",
         "Would the tests notice a wrong line of calculus? `python tests/mutate.py` changes each function of",
-        "`tinybitvit/ops` and `tinybitvit/quant/ste.py` in one place at a time (a sign, a term, a factor, a constant",
+        "`tinybitvit/ops` in one place at a time (a sign, a term, a factor, a constant",
         "by 1 %, a comparison, a call, the order of two gradients) and runs the cases of `tests/op_cases.py` on each.",
         "This page is its output.",
         "",
@@ -440,7 +440,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", default="", help="functions whose name contains this")
     options = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+    sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(Path(__file__).parent / "support")]
     warnings.simplefilter("error")  # as pytest has it
     import torch
 

@@ -1,6 +1,6 @@
 """Every operation against PyTorch: one table of cases.
 
-A case names an op of `tinybitvit.ops.OPS` or `tinybitvit.quant.OPS`, gives its inputs and parameters, and says the same
+A case names an op of `tinybitvit.ops.OPS`, gives its inputs and parameters, and says the same
 with torch. The table drives test_ops_torch (value, shape, dtype, every gradient), test_ops_complete, test_checker and
 the mutation run of `tests/mutate.py`. The first case of an op is plain: no kink within 0.01 of its inputs, so that
 finite differences make sense there.
@@ -19,9 +19,9 @@ import torch.nn.functional as TF
 from ste_reference import straight_through
 
 from tinybitvit import functional as F
-from tinybitvit import ops, quant
+from tinybitvit import ops
 
-FUNCTIONS = {**ops.OPS, **quant.OPS}
+FUNCTIONS = ops.OPS
 TABLE = []
 
 

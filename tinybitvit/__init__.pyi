@@ -2,7 +2,6 @@ from . import autograd as autograd
 from . import backend as backend
 from . import course as course
 from . import data as data
-from . import distributed as distributed
 from . import functional as functional
 from . import gradcheck as gradcheck
 from . import io as io
@@ -19,7 +18,7 @@ from .autograd import no_grad as no_grad
 from .backend import manual_seed as manual_seed
 from .estimator import ViT as ViT
 from .estimator import load as load
+from .estimator import quantize as quantize
 from .tensor import Tensor as Tensor
-from .train.layerwise import quantize as quantize
 
 __version__: str

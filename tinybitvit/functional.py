@@ -248,6 +248,31 @@ def unpatchify(x, patch_size, image_size):
     return apply(OPS["unpatchify"], x, patch_size=as_pair(patch_size), image_size=as_pair(image_size))
 
 
+# --- quantisers: straight-through, see `tinybitvit.ops.ste` ----------------------------------------------------------
+
+
+def binary(w, granularity="row", scale="absmean", centre=True, ste="identity", width=1.0, temperature=1.0):
+    """beta sign(w - mu): one bit per element, one scale per row (last axis) or tensor."""
+    params = {"granularity": granularity, "scale": scale, "centre": centre}
+    return apply(OPS["binary"], w, **params, ste=ste, width=width, temperature=temperature)
+
+
+def ternary(w, granularity="row", scale="absmean", ste="identity", width=1.0, temperature=1.0):
+    """beta clip(round(w / beta), -1, 1): log2(3) = 1.58 bits per element."""
+    params = {"granularity": granularity, "scale": scale}
+    return apply(OPS["ternary"], w, **params, ste=ste, width=width, temperature=temperature)
+
+
+def nbit(w, bits, granularity="row", scale="absmean", ste="identity"):
+    """s clip(round(w / s), -2^(bits-1), 2^(bits-1) - 1)."""
+    return apply(OPS["nbit"], w, bits=bits, granularity=granularity, scale=scale, ste=ste)
+
+
+def absmax(x, bits=8):
+    """round(x s) / s with s = (2^(bits-1) - 1) / max |x| per token: quantised activations."""
+    return apply(OPS["absmax"], x, bits=bits)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
@@ -259,12 +284,3 @@ def as_tensor(x):
 def as_pair(size):
     """An int (a square) or a pair of ints as (height, width)."""
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def __getattr__(name):
-    # The quantisers stand one layer up, in tinybitvit.quant; this makes tb.functional the place for every public call.
-    from . import quant
-
-    if name in quant.OPS:
-        return getattr(quant, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

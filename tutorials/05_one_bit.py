@@ -15,8 +15,9 @@ import numpy as np
 
 import tinybitvit as tb
 from tinybitvit import functional as F
+from tinybitvit.ops import ste
 from tinybitvit.optim import SGD
-from tinybitvit.quant import BitLinear, ste, weight_codes
+from tinybitvit.quant import BitLinear, weight_codes
 from tinybitvit.viz.figure import PALETTE, new_figure
 
 rng = np.random.default_rng(0)

@@ -19,8 +19,9 @@ import numpy as np
 
 import tinybitvit as tb
 from tinybitvit.models import VisionTransformer
+from tinybitvit.ops import ste
 from tinybitvit.optim import AdamW, WarmupCosine, decay_groups
-from tinybitvit.quant import BitLinear, ste, weight_codes
+from tinybitvit.quant import BitLinear, weight_codes
 from tinybitvit.train import Trainer
 from tinybitvit.viz.figure import PALETTE, new_figure
 

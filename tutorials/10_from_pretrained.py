@@ -23,7 +23,7 @@ import numpy as np
 
 import tinybitvit as tb
 from tinybitvit.train import Trainer
-from tinybitvit.train.objectives import Distill, Reconstruct, relative_error
+from tinybitvit.train.convert.objectives import Distill, Reconstruct, relative_error
 from tinybitvit.viz.figure import PALETTE, new_figure
 
 # %% [markdown]

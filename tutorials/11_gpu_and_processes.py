@@ -24,10 +24,10 @@ import numpy as np
 
 import tinybitvit as tb
 from tinybitvit import backend
-from tinybitvit.distributed import Group
 from tinybitvit.ops import Function, norm
 from tinybitvit.tensor import apply
 from tinybitvit.train import Trainer, cores
+from tinybitvit.train.ranks import Group
 from tinybitvit.viz.figure import PALETTE, new_figure
 
 # %% [markdown]
@@ -266,7 +266,7 @@ assert [s.stop - s.start for s in ranks] == [4, 4, 5] and ranks[-1].stop == 13
 # %%
 PROGRAM = """
 import tinybitvit as tb
-from tinybitvit.distributed import data_parallel
+from tinybitvit.train.ranks import data_parallel
 
 digits = tb.data.load_digits()
 with data_parallel() as group:

@@ -13,7 +13,7 @@ from plain_docstrings import escape, to_rst
 from typeset import raw
 
 import tinybitvit
-from tinybitvit import functional, ops, quant
+from tinybitvit import functional, ops
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
@@ -140,7 +140,7 @@ def op_page(name, cls, cases, mutants):
     formula, derivation = first_paragraph(cls)
     public = getattr(functional, name)
     path = relative(inspect.getsourcefile(cls))
-    module = "quant" if name in quant.OPS else "functional"
+    module = "quant" if name in ops.ste.QUANTISERS else "functional"
     parts = [
         heading(name),
         *(raw(paragraph, "derivation") for paragraph in inspect.getdoc(public).split("\n\n")),
@@ -162,11 +162,11 @@ def op_page(name, cls, cases, mutants):
         " and float32. From ``tests/op_cases.py``:\n",
         cases.quote(name),
     ]
-    if cls in quant.OPS.values():
+    if cls in ops.ste.QUANTISERS.values():
         parts += [
-            "The same quantiser in torch, written from its formula (``tests/ste_reference.py``): what it rounds to, and"
-            " the surrogate that torch differentiates.\n",
-            f".. literalinclude:: /../tests/ste_reference.py\n   :pyobject: {name}\n   :language: python\n",
+            "The same quantiser in torch, written from its formula (``tests/support/ste_reference.py``): what it rounds"
+            " to, and the surrogate that torch differentiates.\n",
+            f".. literalinclude:: /../tests/support/ste_reference.py\n   :pyobject: {name}\n   :language: python\n",
         ]
     if found := mutants.get(f"{Path(path).stem}.{cls.__name__}"):
         parts += [f"The :doc:`mutation run </mutation>` broke this class in {found} ways, one at a time.\n"]
@@ -177,7 +177,7 @@ def op_pages():
     cases = Cases()
     rows = re.findall(r"\| `(\S+)` \| (\d+) \|", (DOCS / "mutation.md").read_text(encoding="utf-8"))
     mutants = dict(rows)
-    functions = {**ops.OPS, **quant.OPS}
+    functions = ops.OPS
     pages = {f"{name}.rst": op_page(name, cls, cases, mutants) for name, cls in functions.items()}
     index = [
         heading("Operations"),

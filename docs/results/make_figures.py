@@ -8,7 +8,8 @@ tables are printed as Markdown, too.
 import sys
 from pathlib import Path
 
-from tinybitvit import report, study
+from tinybitvit import study
+from tinybitvit.study import report
 
 HERE = Path(__file__).resolve().parent
 

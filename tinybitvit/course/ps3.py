@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..ops import Function
-from ..quant.ste import absmax_codes, ternary_codes
+from ..ops.ste import absmax_codes, ternary_codes
 from .checker import Task, check_gradient, expect, expect_op
 
 ROW = np.array([[0.9, -0.1, 0.4, -0.6]])

@@ -2,7 +2,6 @@
 
 from ..files import CheckpointError, read_safetensors, write_safetensors
 from .checkpoint import Checkpoint, load_model, save_model
-from .classifier import load_classifier, save_classifier
 from .export import FORMATS, export
 from .hf import export_hf
 from .onnx import export_onnx
@@ -14,10 +13,8 @@ __all__ = [
     "export",
     "export_hf",
     "export_onnx",
-    "load_classifier",
     "load_model",
     "read_safetensors",
-    "save_classifier",
     "save_model",
     "write_safetensors",
 ]

@@ -14,8 +14,8 @@ from .. import backend
 from ..files import write_file
 from ..models import VisionTransformer
 from ..nn import LayerNorm, Linear
+from ..ops.ste import EPS
 from ..quant import BitLinear, PackedLinear, pack
-from ..quant.ste import EPS
 
 # Bits of the weights -> the layout of their bytes, whose name is also the ONNX type, and the operator set that has it.
 STORED = {1: ("int2", 25), 1.58: ("int2", 25), 2: ("int2", 25), 3: ("int4", 21), 4: ("int4", 21), 8: ("int8", 20)}

@@ -3,7 +3,7 @@
 `OPS` is the table of all of them by their public name; tests, documentation and `tinybitvit doctor` iterate over it.
 """
 
-from . import activation, attention, elementwise, loss, matmul, norm, patch, reduce, shape
+from . import activation, attention, elementwise, loss, matmul, norm, patch, reduce, shape, ste
 from .base import Context, Function
 
 OPS = {
@@ -48,6 +48,7 @@ OPS = {
     "kl_div": loss.KLDiv,
     "patchify": patch.Patchify,
     "unpatchify": patch.Unpatchify,
+    **ste.QUANTISERS,
 }
 
 __all__ = ["OPS", "Context", "Function"]

@@ -1,16 +1,15 @@
 """Quantisation: straight-through quantisers, bit packing, low-bit linear layers."""
 
+from ..functional import absmax, binary, nbit, ternary
+from ..ops import ste
 from .describe import LayerInfo, describe
-from .functional import absmax, binary, nbit, ternary
 from .linear import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
 from .pack import LAYOUTS, binary_dot, choose_layout, pack, packed_nbytes, packed_shape, sign_bits, unpack, validate
 from .packed import PackedLinear
-from .ste import OPS
 
 __all__ = [
     "ACTIVATION_BITS",
     "LAYOUTS",
-    "OPS",
     "WEIGHT_BITS",
     "BitLinear",
     "LayerInfo",
@@ -27,6 +26,7 @@ __all__ = [
     "packed_nbytes",
     "packed_shape",
     "sign_bits",
+    "ste",
     "ternary",
     "unpack",
     "validate",

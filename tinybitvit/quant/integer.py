@@ -10,8 +10,8 @@ import threading
 from itertools import pairwise
 
 from ..ops.norm import inverse_root, mean_product
+from ..ops.ste import absmax_codes, binary_codes
 from .pack import Array
-from .ste import absmax_codes, binary_codes
 
 # Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
 ROWS, BLOCK = 4096, 2**18

@@ -4,10 +4,9 @@ from .. import backend
 from .. import functional as F
 from ..autograd import is_recording
 from ..nn import Linear, RMSNorm
+from ..ops.ste import STE, absmax_codes, binary_codes, nbit_codes, ternary_codes, twn_codes
 from ..tensor import Tensor
-from . import functional as Q
 from .integer import integer_linear
-from .ste import STE, absmax_codes, binary_codes, nbit_codes, ternary_codes, twn_codes
 
 WEIGHT_BITS = (32, 8, 4, 3, 2, 1.58, 1)
 ACTIVATION_BITS = (None, 8, 4, 1)
@@ -89,16 +88,16 @@ class BitLinear(Linear):
         if self.activation_bits is None:
             return x
         if self.activation_bits == 1:
-            return Q.binary(x, centre=False, ste="approx_sign", width=2.0)
-        return Q.absmax(x, self.activation_bits)
+            return F.binary(x, centre=False, ste="approx_sign", width=2.0)
+        return F.absmax(x, self.activation_bits)
 
     def _quantize(self, w):
         options = {"granularity": self.granularity, "scale": self.scale, "ste": self.ste}
         if self.bits == 1:
-            return Q.binary(w, **options, width=3.0, temperature=self.temperature)
+            return F.binary(w, **options, width=3.0, temperature=self.temperature)
         if self.bits == 1.58:
-            return Q.ternary(w, **options, width=3.0 if self.ste == "clipped" else 1.0, temperature=self.temperature)
-        return Q.nbit(w, self.bits, **options)
+            return F.ternary(w, **options, width=3.0 if self.ste == "clipped" else 1.0, temperature=self.temperature)
+        return F.nbit(w, self.bits, **options)
 
     def quantized_weight(self):
         """The deployed weight, codes times scale, as a float array (out, in)."""

@@ -5,8 +5,8 @@ flips that does not fall means a learning rate too high for the weights to settl
 """
 
 from .. import backend
+from ..ops.ste import twn_codes
 from .linear import BitLinear, weight_codes
-from .ste import twn_codes
 
 
 def low_bit_layers(model):

@@ -9,10 +9,11 @@ import numpy as np
 
 import tinybitvit as tb
 
-from .. import report, viz, web
+from .. import viz, web
 from ..data import Dataset
 from ..files import write_file
-from ..train.recipes import ABLATION
+from ..train.convert.recipes import ABLATION
+from . import report
 from .run import Run, Study
 
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out

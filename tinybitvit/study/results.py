@@ -15,9 +15,9 @@ import numpy as np
 import tinybitvit as tb
 
 from ..data import Dataset
-from ..report import GROUP, Results
 from ..train import cores, delete_checkpoints
 from ..train.checkpoint import describe
+from .report import GROUP, Results
 from .run import Run, Study, source_name
 
 SCORES = ("accuracy", "precision", "recall", "f1")

@@ -14,11 +14,11 @@ import numpy as np
 
 import tinybitvit as tb
 
-from .. import report
 from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
+from . import report
 from .presets import load_data_once
 
 

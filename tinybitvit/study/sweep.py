@@ -10,14 +10,14 @@ from typing import Any
 
 import tinybitvit as tb
 
-from .. import report
 from ..data import Dataset
 from ..files import write_file
 from ..models import source_of
 from ..quant import check_bits
 from ..train import Recipe, find_recipe
+from ..train.convert.recipes import ABLATION
 from ..train.meter import clock
-from ..train.recipes import ABLATION
+from . import report
 from .pictures import write_report
 from .presets import PRESETS, SHAPE, load_data_once, preset
 from .results import add_run, begin, close, open_folder

@@ -1,9 +1,9 @@
 """Training: one step on worker threads, the loop around it."""
 
 from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run, model_fingerprint
+from .convert.recipes import find_recipe
+from .convert.stages import Recipe, Stage, Stages
 from .loop import check_options, code_diagnostics, evaluate, run, soft_targets, train_epoch
-from .recipes import find_recipe
-from .stages import Recipe, Stage, Stages
 from .trainer import Trainer, cores, memory_advice, single_threaded_blas
 
 __all__ = [

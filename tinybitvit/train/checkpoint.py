@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import backend, distributed
+from .. import backend
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
+from . import ranks
 
 CODES = ("flip_rate", "zero_share", "distance")  # of low-bit layers at the end of an epoch, in a history
 KEPT = 2  # should the newest file be damaged, there is one before it
@@ -115,10 +116,10 @@ class Checkpoints:
             raise ValueError(f"every must be a number of seconds from 0, or 'epoch', not {every!r}")
         self.folder, self.every, self.run, self.notes = Path(folder), every, run or {}, notes or {}
         self.saved, self.kept, self.last = None, [], time.monotonic()
-        self.group = distributed.current()
+        self.group = ranks.current()
         if self.group is None or self.group.rank == 0:  # it alone reads and writes: the disk may be its own
             self._open(resume)
-        self.saved = distributed.first(self.saved)
+        self.saved = ranks.first(self.saved)
         if self.saved is not None:
             self.notes = self.saved[1]["notes"]
 

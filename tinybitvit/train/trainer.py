@@ -19,11 +19,11 @@ from threadpoolctl import ThreadpoolController
 
 from .. import autograd, backend
 from .. import functional as F
-from ..distributed import CHECK_EVERY
 from ..nn import Dropout
 from ..ops.loss import check_classes
 from ..optim import clip_grad_norm, one_after_another
-from .objectives import Labels
+from .convert.objectives import Labels
+from .ranks import CHECK_EVERY
 
 # A smaller shard costs more to hand to another thread than it saves (see docs/performance.md)
 MIN_SHARD_FLOPS = 2e8
@@ -101,7 +101,7 @@ class Trainer:
     argument weight, -> a Tensor with one number, the mean over rows. workers: number of threads, or 'auto' (one per
     core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
     rng: host Generator that feeds dropout. objective(model, x, y) -> (output, loss): for what needs more than the
-    output, such as distillation, instead of `loss`. group: the ranks of MPI (a `distributed.Group`) among which each
+    output, such as distillation, instead of `loss`. group: the ranks of MPI (a `ranks.Group`) among which each
     batch is shared out. on_nan: where the loss is not finite 'stop' with an error, or 'skip' the update, but not more
     than 10 in a row. The same number of workers gives the same bits; another number changes the last digits.
     """

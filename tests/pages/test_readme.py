@@ -1,0 +1,63 @@
+"""The README's promises: its example runs, its quotation is the source, its sizes are those of files.
+
+Its commands and links are tested with those of all pages, in test_docs.py.
+"""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinybitvit.ops import OPS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_example_learns_the_digits(tmp_path):
+    example = next(block for block in PYTHON if "import tinybitvit" in block)
+    assert len(example.strip().splitlines()) <= 6
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert float(done.stdout.split("accuracy")[-1]) > 0.95
+    assert (tmp_path / "digits.safetensors").stat().st_size < 100_000
+
+
+def test_the_conversion_keeps_what_was_learnt():
+    """The block as it stands, after the first lines of the example, with fewer epochs for both models."""
+    import tinybitvit as tb
+
+    names = {"tb": tb, "digits": tb.data.load_digits()}
+    block = next(block for block in PYTHON if "recipe=" in block)
+    exec(block.replace("tb.ViT(", "tb.ViT(epochs=12, verbose=0, random_state=0, "), names)
+    full, one_bit = (names[name].score(names["digits"].X_test, names["digits"].y_test) for name in ("full", "one_bit"))
+    assert full > 0.93 and one_bit > full - 0.05
+
+
+def test_the_quotation_is_the_source():
+    quoted = next(block for block in PYTHON if block.startswith("class Softmax"))
+    assert quoted.strip() == inspect.getsource(OPS["softmax"]).strip()
+
+
+def test_the_sizes_are_those_of_files(tmp_path):
+    import numpy as np
+
+    import tinybitvit as tb
+
+    rows = re.findall(r"\| ([\d.]+) bits? \| ([\d,]+) \| ([\d.]+) \| ?([\d,]*)", README)
+    assert len(rows) == 3
+    for bits, size, effective, small in rows:
+        net = {"dim": 192, "depth": 9, "heads": 3, "mlp_ratio": 2, "bits": float(bits)}
+        model = tb.models.VisionTransformer(32, 4, **net, rng=np.random.default_rng(0))
+        for half, promised in ((False, size), (True, small)):
+            if promised:
+                tb.io.save_model(tmp_path / "m", model, packed=bits != "32", half=half)
+                found = (tmp_path / "m").stat().st_size
+                assert found == pytest.approx(int(promised.replace(",", "")), rel=1e-3)
+        tb.io.save_model(tmp_path / "m", model, packed=bits != "32")
+        parameters = sum(p.size for p in model.parameters())
+        assert 8 * (tmp_path / "m").stat().st_size / parameters == pytest.approx(float(effective), abs=0.05)

@@ -1,0 +1,145 @@
+"""The tutorials: the notebooks are fresh, every script runs, nothing goes to stderr.
+
+As notebooks they run where the documentation is built, which fails for whatever a cell writes to stderr.
+"""
+
+import ast
+import os
+import re
+import resource
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.font_manager  # noqa: F401 - so that its cache is built here: that takes seconds, and says so on stderr
+import nbformat
+import pytest
+
+TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
+SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+QUICK = ("01", "03")  # a few seconds each; the others are run by `pytest -m slow`
+MOST_SECONDS = 60
+
+# Python runs this file at its start: what is not on this machine cannot be had.
+NO_NETWORK = """
+import socket
+
+connect = socket.socket.connect
+
+def local_only(self, address):
+    if isinstance(address, tuple) and address[0] not in ("localhost", "127.0.0.1", "::1"):
+        raise RuntimeError(f"a tutorial asked the network for {address[0]}")
+    return connect(self, address)
+
+socket.socket.connect = local_only
+"""
+
+sync = runpy.run_path(str(TUTORIALS / "sync.py"))
+
+
+def names(path):
+    return path.stem
+
+
+def quick_or_slow(scripts):
+    return [pytest.param(s, marks=[] if s.name.startswith(QUICK) else pytest.mark.slow, id=s.stem) for s in scripts]
+
+
+@pytest.fixture
+def tutorial_environment(tmp_path, monkeypatch):
+    """An empty working folder without network and without downloaded data; returns the folder."""
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard" / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+    root = str(TUTORIALS.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "guard"), root]))
+    monkeypatch.setenv("TINYBITVIT_DATA", str(tmp_path / "no-data"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    work = tmp_path / "work"
+    work.mkdir()
+    return work
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_tutorials():
+    assert SCRIPTS
+    assert [s.name[:2] for s in SCRIPTS] == [f"{i + 1:02}" for i in range(len(SCRIPTS))], "numbers without a gap"
+
+
+def test_notebooks_are_fresh():
+    assert [path.name for path in sync["stale"](TUTORIALS)] == [], "run python tutorials/sync.py"
+
+
+def test_a_stale_notebook_is_found(tmp_path):
+    script = tmp_path / "01_small.py"
+    script.write_text("# %% [markdown]\n# # 01 Small\n\n# %%\nx = 1\n", encoding="utf-8")
+    notebook = script.with_suffix(".ipynb")
+    (tmp_path / "02_gone.ipynb").write_text("{}", encoding="utf-8")
+
+    found = sync["stale"](tmp_path)
+    assert found[tmp_path / "02_gone.ipynb"] is None
+    notebook.write_text(found[notebook], encoding="utf-8")
+    assert notebook not in sync["stale"](tmp_path)
+    notebook.write_text(found[notebook].replace("x = 1", "x = 2"), encoding="utf-8")
+    assert notebook in sync["stale"](tmp_path)
+
+
+def test_a_new_cell_leaves_the_other_ids_alone():
+    before = nbformat.reads(sync["notebook"]("# %%\nx = 1\n\n# %%\nx = 1\n\n# %%\ny = 2\n"), as_version=4)
+    after = nbformat.reads(sync["notebook"]("# %%\nx = 1\n\n# %%\nz = 3\n\n# %%\nx = 1\n\n# %%\ny = 2\n"), as_version=4)
+    assert len({cell.id for cell in before.cells}) == 3
+    assert [cell.id for cell in before.cells] == [cell.id for cell in after.cells if cell.source != "z = 3"]
+
+
+def markdown(script):
+    cells = nbformat.reads(sync["notebook"](script.read_text(encoding="utf-8")), as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=names)
+def test_structure(script):
+    text = markdown(script)
+    assert re.match(rf"# {script.name[:2]} \S", text), "the first line is the title, with the number"
+    headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert headings[-1] == "Exercises"
+    exercises = re.findall(r"^\d\. ", text.rpartition("## Exercises")[2], flags=re.MULTILINE)
+    assert 3 <= len(exercises) <= 5
+    assert len(re.findall(r"\*\*Predict", text)) >= 3, "a question before each result"
+    assert script.stem in (TUTORIALS / "README.md").read_text(encoding="utf-8"), "listed in README.md"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=names)
+def test_claims_are_asserts_and_paths_are_relative(script):
+    source = script.read_text(encoding="utf-8")
+    assert "inspect.getsource(" in source, "the library's code is quoted, not copied"
+    tree = ast.parse(source)
+    assert sum(isinstance(node, ast.Assert) for node in ast.walk(tree)) >= 5
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert not [t for t in texts if re.match(r"(/\w|~/|[A-Za-z]:\\|https?:)", t)]
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_refuses_the_network(tutorial_environment):
+    command = [sys.executable, "-c", "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "a tutorial asked the network for 192.0.2.1" in done.stderr
+
+
+@pytest.mark.parametrize("script", quick_or_slow(SCRIPTS))
+def test_script(script, tutorial_environment):
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command = [sys.executable, "-W", "error::SyntaxWarning", str(script)]
+    done = subprocess.run(command, cwd=tutorial_environment, capture_output=True, text=True, timeout=10 * MOST_SECONDS)
+    wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout
+    assert list(tutorial_environment.iterdir()) == [], "it left files behind"
+    # Others may use the machine too: then the wall clock says nothing, but the time on the processor does.
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(wall, cpu) < MOST_SECONDS

@@ -1,0 +1,1 @@
+"""The program `tinybitvit`: its commands, their arguments, and what they need."""

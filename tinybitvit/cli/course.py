@@ -1,0 +1,72 @@
+"""The sub-commands of `tinybitvit course`."""
+
+import argparse
+
+from .arguments import count
+
+SET_HELP = "a problem set, such as ps1"
+ISOLATE = "This runs the students' code with your rights: docs/instructors.md says how to isolate it."
+
+
+def add_course(commands) -> None:
+    """Add `course` and its sub-commands to the parsers of the command line."""
+    text = "hand out, collect and grade problem sets"
+    course = commands.add_parser("course", help=text, description=f"{text.capitalize()}, with nbgrader.")
+    steps = course.add_subparsers(title="steps", metavar="STEP", required=True)
+
+    p = _add(steps, new, "set up a course folder with the problem sets")
+    p.add_argument("folder", metavar="FOLDER", help="the folder to make")
+    p.add_argument("--assignments", metavar="DIR", help="folder of masters (default: tutorials/assignments)")
+
+    p = _add(steps, release, "write what students get: no solutions, no hidden tests")
+    _add_set(p)
+
+    p = _add(steps, grade, "grade a folder of submissions into grades.csv", ISOLATE)
+    _add_set(p)
+    p.add_argument("submissions", metavar="DIR", help="notebooks <student>.ipynb, or a folder for each student")
+    p.add_argument("--timeout", type=count, default=60, metavar="S", help="seconds a cell may take (default: 60)")
+    text = "submissions graded at the same time (default: one for each core)"
+    p.add_argument("--jobs", type=count, metavar="N", help=text)
+
+    p = _add(steps, feedback, "take over points given by hand and write a page for each student")
+    _add_set(p)
+
+
+def _add(steps, command, text: str, more: str = ""):
+    p = steps.add_parser(command.__name__, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    p.set_defaults(command=command)
+    return p
+
+
+def _add_set(p) -> None:
+    p.add_argument("set", metavar="SET", help=SET_HELP)
+    p.add_argument("--course", metavar="DIR", default=".", help="the course folder (default: this one)")
+
+
+def new(args: argparse.Namespace) -> int:
+    from ..course.grading import new
+
+    sets = new(args.folder, args.assignments)
+    print(f"written: {args.folder} with {', '.join(sets)}")
+    return 0
+
+
+def release(args: argparse.Namespace) -> int:
+    from ..course.grading import release
+
+    print(f"written: {release(args.set, args.course)}")
+    return 0
+
+
+def grade(args: argparse.Namespace) -> int:
+    from ..course.grading import grade
+
+    print(f"written: {grade(args.set, args.submissions, args.course, args.timeout, args.jobs)}")
+    return 0
+
+
+def feedback(args: argparse.Namespace) -> int:
+    from ..course.grading import feedback
+
+    print(f"written: {feedback(args.set, args.course)}")
+    return 0

@@ -1,0 +1,6 @@
+"""tb.ViT: the Vision Transformer as a scikit-learn classifier, from its images to its files."""
+
+from .quantize import quantize
+from .vit import ViT, load
+
+__all__ = ["ViT", "load", "quantize"]

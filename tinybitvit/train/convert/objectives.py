@@ -1,0 +1,99 @@
+"""What a network learns: the labels, or, for a low-bit student, what its full-precision teacher does.
+
+An objective is called with (model, x, y) or (model, x, y, weight), weight (N,) one number a row, and returns the
+outputs (N, classes) and the loss, a Tensor with one number.
+"""
+
+from ... import functional as F
+from ...autograd import no_grad
+
+
+class Labels:
+    """loss(model(x), y)."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def __call__(self, model, x, y, *weight):
+        output = model(x)
+        return output, self.loss(output, y, *weight)
+
+
+class Reconstruct:
+    """Block by block, each for itself: loss = sum_k mean (student_k(h_k) - h_(k+1))^2 / mean (h_(k+1) - h_k)^2.
+
+    h_k are the tokens that reach the teacher's block k; the student's block k gets the same (teacher forcing), so an
+    error is not handed on and no gradient crosses a block. 1 is the error of a block that does nothing. No labels are
+    needed. The outputs returned are those of the last block on the teacher's tokens: nearly as good as the teacher's,
+    and no measure of the student. After Li et al. 2021 (BRECQ, arXiv 2102.05426), with straight-through quantisers and
+    all blocks in one pass.
+    """
+
+    def __init__(self, teacher):
+        self.teacher = teacher
+
+    def __call__(self, student, x, y, *weight):
+        loss = 0.0
+        with no_grad():
+            h = self.teacher.tokens(x)
+        for block, theirs in zip(student.blocks, self.teacher.blocks, strict=True):
+            with no_grad():
+                target = theirs(h)
+            output = block(h)
+            loss = loss + relative_error(output, target, h, weight)
+            h = target
+        with no_grad():
+            logits = student.classify(student.norm(output.detach()))
+        return logits, loss
+
+
+class Distill:
+    """End to end: T^2 KL(p || q) + hidden x the mean over blocks of the relative error of the tokens.
+
+    p, q = softmax(logits / T) of teacher and student (Hinton et al. 2015, arXiv 1503.02531). attention: weight of the
+    relative error of what attention adds in the last block (after Kim et al. 2022, arXiv 2211.11014). labels: weight of
+    `loss`, the cross-entropy with the labels.
+    """
+
+    def __init__(self, teacher, temperature=2.0, hidden=1.0, attention=0.0, labels=0.0, loss=F.cross_entropy):
+        self.teacher, self.temperature, self.loss = teacher, temperature, loss
+        self.hidden, self.attention, self.labels = hidden, attention, labels
+
+    def __call__(self, student, x, y, *weight):
+        t, n = self.temperature, len(student.blocks)
+        with no_grad():
+            h = self.teacher.tokens(x)
+        mine, loss = student.tokens(x), 0.0
+        for k, (block, theirs) in enumerate(zip(student.blocks, self.teacher.blocks, strict=True)):
+            with no_grad():
+                their_attention = theirs.attention_branch(h)
+                target = h + their_attention
+                target = target + theirs.mlp_branch(target)
+            attention = block.attention_branch(mine)
+            if k == n - 1 and self.attention:
+                zero = their_attention * 0.0
+                loss = loss + relative_error(attention, their_attention, zero, weight) * self.attention
+            mine = mine + attention
+            mine = mine + block.mlp_branch(mine)
+            if self.hidden:
+                loss = loss + relative_error(mine, target, h, weight) * (self.hidden / n)
+            h = target
+        with no_grad():
+            logits = self.teacher.classify(self.teacher.norm(h)) * (1 / t)
+            p = F.softmax(logits)
+            entropy = F.cross_entropy(logits, p, *weight)
+        output = student.classify(student.norm(mine))
+        loss = loss + (F.cross_entropy(output * (1 / t), p, *weight) - entropy) * (t * t)
+        if self.labels:
+            loss = loss + self.loss(output, y, *weight) * self.labels
+        return output, loss
+
+
+def relative_error(y, target, start, weight=()):
+    """mean (y - target)^2 / mean (target - start)^2 over tokens (N, T, dim), rows weighted where `weight` is given."""
+    error, change = y - target, target - start
+    error, change = error * error, change * change
+    if weight:
+        (w,) = weight
+        error, change = (a.mean(axis=(1, 2)) * w for a in (error, change))
+    return error.mean() / change.mean()
