@@ -61,7 +61,7 @@ def test_version_and_help(capsys):
 
 def test_help_loads_nothing_slow(tmp_path):
     code = (
-        "import sys; from tinybitvit import cli; cli.build_parser().format_help(); "
+        "import sys; from tinybitvit.cli import main; main.build_parser().format_help(); "
         "print(*{'numpy', 'sklearn', 'matplotlib', 'scipy', 'PIL', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -159,8 +159,9 @@ def _attention(graph, attention, x, tokens, name, int8):
     qkv = _linear(graph, attention.qkv, x, f"{name}.qkv", int8)
     qkv = graph.add("Transpose", graph.reshape(qkv, -1, tokens, 3, heads, dim // heads), perm=[2, 0, 3, 1, 4])
     q, k, v = (graph.add("Gather", qkv, graph.constant(i, "int64"), axis=0) for i in range(3))
-    q = graph.add("Mul", q, graph.constant(np.float32((dim // heads) ** -0.5)))
-    p = graph.add("Softmax", graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = graph.add("Mul", scores, graph.constant(np.float32((dim // heads) ** -0.5)))
+    p = graph.add("Softmax", scores, axis=-1)
     y = graph.add("Transpose", graph.add("MatMul", p, v), perm=[0, 2, 1, 3])
     return _linear(graph, attention.proj, graph.reshape(y, -1, tokens, dim), f"{name}.proj", int8)
 
