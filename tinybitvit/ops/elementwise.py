@@ -107,6 +107,27 @@ class Pow(Function):
         return (g * 0 if p == 0 else g * (p * x ** (p - 1)),)
 
 
+class Power(Function):
+    """y = x^p for an array p of exponents
+
+    dy/dx = p x^(p-1), and 0 for p = 0, as in Pow. dy/dp = y ln x; for x = 0 and p >= 0 it is 0, as PyTorch has it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, p):
+        y = x**p
+        ctx.save(x, p, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, p, y = ctx.saved
+        need_x, need_p = ctx.needs_input_grad
+        dx = unbroadcast(g * (p * x ** (p - (p != 0))), x.shape) if need_x else None
+        dp = unbroadcast(g * (y * ctx.xp.log(x + (x == 0) * (p >= 0))), p.shape) if need_p else None
+        return dx, dp
+
+
 class Exp(Function):
     """y = e^x
 
