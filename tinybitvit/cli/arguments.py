@@ -68,8 +68,8 @@ def add_training_arguments(p: Parser) -> None:
     group.add_argument(
         "--recipe",
         metavar="NAME",
-        help="how low-bit models are trained: paper, as BitNet's papers do, best, or a step between them as an ablation"
-        " names it, such as '+ blocks'; imitate, refine: go on from a low-bit model that is there (--init-from)",
+        help="how low-bit models are trained: paper, as BitNet's papers do, or best; imitate, refine: go on from a"
+        " low-bit model that is there (--init-from)",
     )
     group.add_argument(
         "--augment",

@@ -18,6 +18,7 @@ from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
+from ..train.convert.recipes import ABLATION
 from . import report
 from .presets import load_data_once
 
@@ -95,7 +96,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     data = load_data_once(**study.data, seed=run.seed)
     options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
     if run.recipe is not None:
-        options["recipe"] = run.recipe
+        options["recipe"] = ABLATION[run.recipe]
     if shared:
         leave_interrupts_to_parent()
         options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
@@ -116,6 +117,8 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     save(model, study.model_file(run))
     found = measure(model, data, guess)
     common = settings(model)
+    if run.recipe is not None:
+        common["recipe"] = run.recipe
     if "init_from" in study.options:
         common["init_from"] = source_name(study.options["init_from"])
     return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}
