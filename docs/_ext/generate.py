@@ -223,6 +223,8 @@ def describe(module_name, name):
         return f"``{name}``: a module with a page of its own, :doc:`{full}`.\n"
     if inspect.isclass(value):
         kind, options = "autoexception" if issubclass(value, BaseException) else "autoclass", "   :members:\n"
+        if value.__module__ == "tinybitvit.viz.pictured":  # whose methods are those of the data below it
+            options += "   :inherited-members:\n"
         return f".. {kind}:: {full}\n{options}"
     if callable(value):
         return f".. autofunction:: {full}\n"
