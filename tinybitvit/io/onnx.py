@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..files import write_file
+from ..files import write_model
 from ..models import VisionTransformer
 from ..nn import LayerNorm, Linear
 from ..ops.ste import EPS
@@ -93,7 +93,7 @@ def export_onnx(
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
-    write_file(path, proto.SerializeToString(deterministic=True))
+    write_model(path, proto.SerializeToString(deterministic=True))
 
 
 def _model(graph, model, preprocessing, int8, float_images):

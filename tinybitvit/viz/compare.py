@@ -1,5 +1,6 @@
 """Two or more models on the same images: how far apart their attention is, head by head and map by map."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 

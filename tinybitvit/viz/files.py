@@ -9,7 +9,13 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Normalize, read_image
+<<<<<<< HEAD
 from .observe import attention, compare_attention
+=======
+from ..files import new_file
+from .compare import compare_attention
+from .observe import attention
+>>>>>>> main
 
 
 def attention_files(
@@ -38,7 +44,9 @@ def attention_files(
     if out.suffix == ".html":
         result.to_html(out)
     else:
-        result.plot(images=range(len(X))).savefig(out, dpi=150)
+        figure = result.plot(images=range(len(X)))
+        with new_file(out) as file:
+            figure.savefig(file, format=out.suffix[1:], dpi=150)
     return out
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_file
 from . import measures
 from .compare import ComparedMaps
 from .images import display_images
@@ -74,10 +75,21 @@ def render(
     )  # one pass: data is never searched
 
 
+def to_html(
+    source: RecordedMaps | ComparedMaps,
+    path: str | PathLike | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    max_images: int | None = None,
+) -> str:
+    """The interactive page, models side by side, as one text, written to `path` if given; see `page.render`."""
+    return save(render(source, layers=layers, max_images=max_images), path)
+
+
 def save(page: str, path: str | PathLike | None) -> str:
-    """Write the page to `path` unless that is None; returns the page."""
+    """Write the page to `path` unless that is None; returns the page. Raises OSError."""
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_file(path, page)
     return page
 
 
@@ -105,7 +117,7 @@ def frame(source: RecordedMaps | ComparedMaps) -> str:
     )
 
 
-def estimate(records: dict[str, RecordedMaps], layers: int, images: int) -> float:
+def estimate(records: Mapping[str, RecordedMaps], layers: int, images: int) -> float:
     """The size in bytes of a page with so many layers and images."""
     total = 0.0
     for record in records.values():
@@ -118,7 +130,7 @@ def estimate(records: dict[str, RecordedMaps], layers: int, images: int) -> floa
 # --- what the page is told --------------------------------------------------------------------------------------------
 
 
-def _records(source: Any) -> dict[str, RecordedMaps]:
+def _records(source: Any) -> Mapping[str, RecordedMaps]:
     return {"": source} if isinstance(source, RecordedMaps) else source.records
 
 
@@ -131,7 +143,7 @@ def _layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
     return sorted({layer % depth for layer in layers})
 
 
-def _title(records: dict[str, RecordedMaps]) -> str:
+def _title(records: Mapping[str, RecordedMaps]) -> str:
     return "Attention" if len(records) == 1 else f"Attention: {', '.join(records)}"
 
 

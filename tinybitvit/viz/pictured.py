@@ -1,7 +1,5 @@
 """What `attention` and `compare_attention` return: recorded data that can be plotted and written as a page."""
 
-from collections.abc import Sequence
-from os import PathLike
 from typing import Any
 
 from . import page
@@ -9,20 +7,7 @@ from .compare import ComparedMaps
 from .record import RecordedMaps
 
 
-class Pictured:
-    """To a page, for a record and for a comparison."""
-
-    def to_html(
-        self, path: str | PathLike | None = None, *, layers: Sequence[int] | None = None, max_images: int | None = None
-    ) -> str:
-        """The interactive page, the models side by side, as one text, written to `path` if given; see `page.render`."""
-        return page.save(page.render(self, layers=layers, max_images=max_images), path)
-
-    def _repr_html_(self) -> str:
-        return page.frame(self)
-
-
-class AttentionRecord(Pictured, RecordedMaps):
+class AttentionRecord(RecordedMaps):
     """The attention of every layer and head for a batch of N images; made by `attention`.
 
     maps: a list with one float array (N, heads, T, T) a layer; row i of a T x T map holds the shares with which token i
@@ -37,6 +22,9 @@ class AttentionRecord(Pictured, RecordedMaps):
     change it and measure.
     """
 
+    to_html = page.to_html
+    _repr_html_ = page.frame
+
     def plot(self, **options: Any) -> Any:
         """Images beside their maps, as a matplotlib Figure; see `plot_attention`."""
         from .attention_plots import plot_attention
@@ -44,7 +32,7 @@ class AttentionRecord(Pictured, RecordedMaps):
         return plot_attention(self, **options)
 
 
-class AttentionComparison(Pictured, ComparedMaps):
+class AttentionComparison(ComparedMaps):
     """The records of several models, the first of which is the reference; made by `compare_attention`.
 
     records: name -> `AttentionRecord`. y: true labels (N,) or None. matches: name -> int array (layers, heads); entry
@@ -55,6 +43,9 @@ class AttentionComparison(Pictured, ComparedMaps):
     Attention is not explanation, and neither is its difference: heads can move without a change of the output, and the
     output can change while heads stay (see `AttentionRecord`). Read it beside `changed()` and the accuracy.
     """
+
+    to_html = page.to_html
+    _repr_html_ = page.frame
 
     def plot(self, **options: Any) -> Any:
         """Original, each model, differences, as a matplotlib Figure; see `plot_comparison`."""
