@@ -9,13 +9,8 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Normalize, read_image
-<<<<<<< HEAD
-from .observe import attention, compare_attention
-=======
 from ..files import new_file
-from .compare import compare_attention
-from .observe import attention
->>>>>>> main
+from .observe import attention, compare_attention
 
 
 def attention_files(
