@@ -201,7 +201,8 @@ def public_names():
     tree = ast.parse((ROOT / "tinybitvit" / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     modules = [alias.name for node in imports if node.module is None for alias in node.names]
-    return sorted(modules), sorted(alias.name for node in imports if node.module for alias in node.names)
+    names = [alias.asname for node in imports if node.module for alias in node.names]
+    return sorted(modules), sorted(name for name in names if not inspect.ismodule(getattr(tinybitvit, name)))
 
 
 def members(module):

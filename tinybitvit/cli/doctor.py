@@ -131,7 +131,7 @@ def operation_of(label: str) -> str:
 
 
 def no_case() -> None:
-    raise LookupError("this operation has no case in tinybitvit/doctor.py: add one to operation_cases")
+    raise LookupError("this operation has no case in tinybitvit/cli/doctor.py: add one to operation_cases")
 
 
 def check_operation(function: type[Function], label: str, arrays: list, params: dict[str, Any] | None = None) -> None:
@@ -205,7 +205,7 @@ def check_quantiser(name: str, function: type[Function], variant: str) -> None:
 
 
 def frozen_surrogate(name: str, w: Any, variant: str) -> Callable[[Any], Any]:
-    """The function of w that the backward of a quantiser differentiates (see the table in `quant.ste`)."""
+    """The function of w that the backward of a quantiser differentiates (see the table in `ops.ste`)."""
     xp = backend.array_module(w)
     if name == "absmax":
         return lambda w: w

@@ -39,10 +39,10 @@ def write_report(study: Study, results: report.Results, data: Dataset, runs: Seq
         pictures[heading] = png, caption
         write_file(folder / file, png)
         written.append(file)
-    write_file(folder / "report.html", report.page(results, pictures).encode(errors="backslashreplace"))
+    write_file(folder / "report.html", report.page(results, pictures))
     sizes = [4 / 3 * entry["weight_bytes"] for entry in results["summary"]]
     if models and sum(sizes) < LARGEST_PAGE:
-        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]).encode(errors="backslashreplace"))
+        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]))
         written.append("try.html")
     names = [*written, *(["models"] if (folder / "models").is_dir() else [])]
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

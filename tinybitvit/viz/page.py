@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import write_file
 from . import measures
 from .images import display_images
 from .record import CAVEAT, AttentionRecord
@@ -77,9 +78,9 @@ def render(
 
 
 def save(page: str, path: str | PathLike | None) -> str:
-    """Write the page to `path` unless that is None; returns the page."""
+    """Write the page to `path` unless that is None; returns the page. Raises OSError."""
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_file(path, page)
     return page
 
 
