@@ -153,6 +153,7 @@ def operation_cases() -> dict[str, tuple]:
         **{name: ([apart],) for name in ("relu", "abs")},
         "div": ([x, positive],),
         "pow": ([positive], {"exponent": 2.5}),
+        "power": ([positive, row],),
         "gelu (tanh)": ([x], {"approximate": "tanh"}),
         "where": ([x > 0, x, row],),
         "maximum": ([apart, apart[::-1] + 0.03],),
