@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .gpu import cuda_problem
 
-# Aliases for the device-blind layers (nn, quant), which must not import numpy themselves.
+# Aliases for the device-blind layers (ops, nn, quant), which must not import numpy themselves.
+Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 Generator = np.random.Generator
 host = np
 

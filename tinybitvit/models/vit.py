@@ -119,12 +119,14 @@ class ViTConfig:
             "num_classes": 0,
             "registers": 0,
         }.items():
-            check_number(name, getattr(self, name), least, whole=True)
+            check_number(name, getattr(self, name), whole=True)
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is too small for a network: choose a larger one")
             setattr(self, name, int(getattr(self, name)))
         for name, most in {"mlp_ratio": math.inf, "eps": math.inf, "dropout": 1}.items():
             check_number(name, getattr(self, name), 0, most)
         if self.dim * self.mlp_ratio < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no channel: choose a larger one")
+            raise ValueError("mlp_ratio is too small for a network: choose a larger one")
         check_bits(self.bits, self.activation_bits)
         check_divides(*F.as_pair(self.image_size), F.as_pair(self.patch_size))
         if self.class_token is None:

@@ -17,7 +17,7 @@ from ..data import Loader
 from ..nn import Module
 from ..ops.norm import log_softmax_array, softmax_array
 from ..quant import watch
-from .meter import Meter
+from .meter import Meter, say
 from .resume import Checkpoints
 from .step import Trainer
 
@@ -78,7 +78,7 @@ class Run:
             self._stopped(len(self.history["loss"]) - last + epochs + 1)
         if self.early is not None:
             if self.verbose and self.early.over:
-                print(f"no better val_accuracy for {self.patience} epochs: back to the best epoch", flush=True)
+                say(f"no better val_accuracy for {self.patience} epochs: back to the best epoch")
             self.early.restore()
         return self.history, interrupted
 
@@ -103,7 +103,7 @@ class Run:
                 self.meter.update(self)
         sums, weights = self.sums, max(self.sums["weights"], 1e-12)
         if sums["skipped"]:
-            print(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite", flush=True)
+            say(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite")
         val: dict[str, Any] = {"loss": None, "accuracy": None}
         if self.validation is not None:
             val = evaluate(self.trainer, *self.validation)
@@ -157,7 +157,7 @@ class Run:
             self.checkpoints.save(self)
         if self.verbose:
             more = f"; resume goes on from {self.checkpoints.folder}" if self.checkpoints is not None else ""
-            print(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}", flush=True)
+            say(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}")
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

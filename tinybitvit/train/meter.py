@@ -1,6 +1,8 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
+import contextlib
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +38,7 @@ class Meter:
         return time.monotonic() - self.told >= MINUTE
 
     def _tell(self, line):
-        print(self.lead + line, flush=True)
+        say(self.lead + line)
         self.told = time.monotonic()
 
 
@@ -102,3 +104,10 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def say(text: str) -> None:
+    """Print a line at once. An output that is closed, full or knows only ASCII costs the line, never the training."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

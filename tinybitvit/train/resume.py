@@ -22,6 +22,7 @@ from ..backend import is_number
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..nn import Module
 from . import ranks
+from .meter import say
 
 KEPT = 2  # should the newest file be damaged, there is one before it
 BLOCK = 2**24  # bytes of an array that are hashed at a time
@@ -101,7 +102,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, arrays, {"run": self.run, "notes": self.notes, **info})
         except (OSError, ValueError) as error:
-            print(f"no checkpoint saved, the training goes on: {error}", flush=True)
+            say(f"no checkpoint saved, the training goes on: {error}")
         else:
             self.kept = [*(p for p in self.kept if p != path), path][-KEPT:]
             delete_checkpoints(self.folder, self.kept)
@@ -115,7 +116,7 @@ class Checkpoints:
                 if "notes" not in info:
                     raise CheckpointError(f"{path} is no checkpoint of a training run")
             except CheckpointError as error:
-                print(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it", flush=True)
+                say(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it")
                 continue
             self._check_run(info["run"])
             self.kept = [path]
