@@ -3,19 +3,16 @@
 import math
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from .. import backend
 from ..ops.loss import check_classes
 
-if TYPE_CHECKING:
-    from .step import Shard, Trainer
 
-
-def divergence(trainer: "Trainer", loss: float, shards: list["Shard"]) -> FloatingPointError:
-    """The error that ends a training after a step whose loss is not finite."""
+def divergence(trainer: Any, loss: float, shards: list[Any]) -> FloatingPointError:
+    """The error that ends a training after a step of a `step.Trainer`, cut into shards, whose loss is not finite."""
     y = shards[0].y
     if trainer.device != "cpu" and y.ndim == 1 and y.dtype.kind in "iu":  # which no operation on a GPU looks at
         check_classes(np.concatenate([shard.y for shard in shards]), trainer.outputs[0].shape[-1])
@@ -30,7 +27,7 @@ def divergence(trainer: "Trainer", loss: float, shards: list["Shard"]) -> Floati
     )
 
 
-def first_not_finite(trainer: "Trainer", shard: "Shard") -> str:
+def first_not_finite(trainer: Any, shard: Any) -> str:
     """The name of the first layer whose output for a shard is not finite, found by running the model once more."""
     names: list[str] = []
 
