@@ -193,3 +193,18 @@ def check_sizes(**sizes):
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is too small for a network: choose a larger one")
+
+
+def check_room(dim, hidden, depth, others, arrays):
+    """ValueError where arrays cannot fill a network of these sizes: known before memory is taken for one.
+
+    others: rows of `dim` numbers outside of the blocks, for classes, pixels of a patch and tokens. arrays: by name. A
+    byte of theirs holds the weights of eight bits at most, and a block has eight arrays at least.
+    """
+    numbers = depth * (4 * dim * dim + 2 * dim * hidden) + dim * others
+    if (
+        min(dim, hidden, depth, others) < 0
+        or 8 * depth > len(arrays)
+        or numbers > 8 * sum(a.nbytes for a in arrays.values())
+    ):
+        raise ValueError(f"a network of {depth} blocks, {dim} wide, holds more than the arrays do")
