@@ -10,8 +10,7 @@ from typing import Any
 from .. import __version__, backend, gpu, gradcheck, models, ops, optim, quant
 from ..ops import Function, ste
 from ..tensor import Tensor
-from ..train import Trainer
-from ..train.trainer import cores
+from ..train import Trainer, cores
 from . import parity
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl", "pillow")
@@ -153,6 +152,7 @@ def operation_cases() -> dict[str, tuple]:
         **{name: ([apart],) for name in ("relu", "abs")},
         "div": ([x, positive],),
         "pow": ([positive], {"exponent": 2.5}),
+        "power": ([positive, row],),
         "gelu (tanh)": ([x], {"approximate": "tanh"}),
         "where": ([x > 0, x, row],),
         "maximum": ([apart, apart[::-1] + 0.03],),

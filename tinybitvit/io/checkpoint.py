@@ -11,7 +11,7 @@ from .. import backend
 from .. import functional as F
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
-from ..models.vit import check_room
+from ..models.configs import check_room
 from ..nn import Module
 from ..quant import PackedLinear, choose_layout, pack, unpack, validate
 

@@ -187,6 +187,17 @@ def grid_of(arrays: Mapping[str, Any], stated: Any = None, hint: Any = None) -> 
     raise ValueError(f"{count} positions are no square grid: put the model's config.json beside the file")
 
 
+def check_room(dim: int, hidden: int, depth: int, others: int, arrays: Mapping[str, Any]) -> None:
+    """ValueError where arrays cannot fill a network of these sizes: known before memory is taken for one.
+
+    others: rows of `dim` numbers outside of the blocks, for classes, pixels of a patch and tokens. arrays: by name. A
+    byte of theirs holds the weights of eight bits at most, and a block has eight arrays at least.
+    """
+    numbers, room = depth * (4 * dim * dim + 2 * dim * hidden) + dim * others, sum(a.nbytes for a in arrays.values())
+    if min(dim, hidden, depth, others) < 0 or 8 * depth > len(arrays) or numbers > 8 * room:
+        raise ValueError(f"a network of {depth} blocks, {dim} wide, holds more than the arrays do")
+
+
 def preprocessing(
     config: Mapping[str, Any], processor: Mapping[str, Any], channels: int
 ) -> dict[str, list[float]] | None:

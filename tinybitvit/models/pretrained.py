@@ -14,7 +14,7 @@ from .. import functional as F
 from ..files import CheckpointError, file_problem, read_arrays
 from . import configs
 from .positions import resize_positions
-from .vit import VisionTransformer, check_room
+from .vit import VisionTransformer
 
 PREFIX = r"(?:module\.|model\.)?(?:vit\.|deit\.|dinov2\.|dinov2_with_registers\.|base_model\.)?"
 BLOCK = r"(?:blocks|(?:encoder\.)?layers?)\.(\d+)\."
@@ -183,7 +183,7 @@ def _shape(source: Source) -> dict[str, Any]:
         raise ValueError(f"{heads!r} heads for {dim} channels, eps {source.eps}")
     before = configs.prefix_of(a) - sizes["class_token"]
     others = sizes["classes"] + math.prod(sizes["patch"]) * sizes["channels"] + math.prod(source.grid) + before
-    check_room(dim, hidden, sizes["depth"], others, a)
+    configs.check_room(dim, hidden, sizes["depth"], others, a)
     ratio = hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
     return {
         "patch_size": tuple(sizes["patch"]),
