@@ -433,7 +433,6 @@ def test_a_study_that_goes_on_from_its_low_bit_model(tmp_path):
     [
         (1, {"recipe": "'refine'"}, True),
         (1, {"recipe": "'imitate'"}, True),
-        (1, {"recipe": "'+ blocks'"}, True),
         (1, {"distill_from": "'a.safetensors'"}, True),
         (1, {"recipe": "'paper'"}, False),
         (1, {}, False),

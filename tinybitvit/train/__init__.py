@@ -4,6 +4,7 @@ from .checkpoint import Checkpoints, Progress, delete_checkpoints, describe_run,
 from .convert.recipes import find_recipe
 from .convert.stages import Recipe, Stage, Stages
 from .loop import check_options, code_diagnostics, evaluate, run, soft_targets, train_epoch
+from .meter import smoothing_floor, undertrained
 from .trainer import Trainer, cores, memory_advice, single_threaded_blas
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "model_fingerprint",
     "run",
     "single_threaded_blas",
+    "smoothing_floor",
     "soft_targets",
     "train_epoch",
+    "undertrained",
 ]

@@ -1,10 +1,13 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
 import contextlib
+import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 MINUTE = 60.0  # seconds: between two lines within an epoch
+LOW, RISING = 0.8, 0.01  # training accuracies, and gains between two parts of a training, that ask for more epochs
 
 
 class Meter:
@@ -55,6 +58,32 @@ def epoch_line(history, epochs, images, device):
         text += f"  val_loss {last['val_loss']:.4f}  val_accuracy {last['val_accuracy']:.3f}"
     left = (epochs - done) * sum(history["seconds"]) / done
     return f"{text}  {speed(images, last['seconds'], device)}  {clock(left)} left"
+
+
+def smoothing_floor(label_smoothing: float, classes: int) -> float:
+    """The least cross-entropy that smoothed labels allow: their entropy, which a perfect network still pays."""
+    other = label_smoothing / classes
+    shares = [1 - label_smoothing + other, *[other] * (classes - 1)]
+    return -sum(p * math.log(p) for p in shares if p > 0)
+
+
+def undertrained(history: Mapping[str, Sequence]) -> str | None:
+    """Why a training ended too early, in words, or None: its training accuracy is still low, or still rising.
+
+    history: of `loop.Run.train`. Low is below LOW; rising is a gain of RISING from one fifth of the epochs to the next,
+    at the end. Fewer epochs than ten are compared one by one.
+    """
+    accuracy = history["accuracy"]
+    if not accuracy:
+        return "no epoch was finished"
+    part = max(1, len(accuracy) // 5)
+    last = sum(accuracy[-part:]) / part
+    before = accuracy[-2 * part : -part]
+    gain = last - sum(before) / len(before) if before else 0.0
+    if last >= LOW and gain < RISING:
+        return None
+    still = f"and still rises, by {100 * gain:.1f} points" if gain >= RISING else "and rises no more"
+    return f"the training accuracy is {100 * last:.1f} % after {len(accuracy)} epochs {still}"
 
 
 def speed(images, seconds, device):
