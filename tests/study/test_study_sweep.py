@@ -162,7 +162,7 @@ def test_processes_give_the_same_models(swept, tmp_path, capfd):
     assert without_times(parallel) == without_times(swept[1])
     assert not (tmp_path / "checkpoints").exists()
     out, err = capfd.readouterr()
-    assert err == "" and "epoch" not in out
+    assert err == "" and "\nepoch" not in out
     assert re.findall(r"\((\d) of 4, about \d+:\d\d left\)", out) == ["1", "2", "3", "4"]
 
 
