@@ -41,8 +41,8 @@ def trainings(monkeypatch):
 
     def noting(data, **options):
         model, seconds = train_model(data, **options)
-        name = next((name for name, recipe in ABLATION.items() if recipe is options.get("recipe")), None)
-        seen.append({**options, "trained": model, "recipe": name})
+        names = [name for name, recipe in ABLATION.items() if recipe is options.get("recipe")]
+        seen.append({**options, "recipe": names[0] if names else None, "trained": model})
         return model, seconds
 
     monkeypatch.setattr("tinybitvit.study.run.train_model", noting)

@@ -9,8 +9,7 @@ from typing import Any
 
 from .. import __version__, backend, gpu, gradcheck, ops, optim, quant
 from ..ops import Function, ste
-from ..train import Trainer
-from ..train.trainer import cores
+from ..train import Trainer, cores
 from . import parity
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl", "pillow")

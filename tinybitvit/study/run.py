@@ -120,6 +120,8 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     save(model, study.model_file(run))
     found = measure(model, data, guess)
     common = settings(model)
+    if run.recipe is not None:
+        common["recipe"] = run.recipe
     if "init_from" in study.options:
         common["init_from"] = source_name(study.options["init_from"])
     return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}

@@ -209,7 +209,7 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
             return None if "distill_from" in options else "distill_from"
         return "init_from" if recipes else None
 
-    ways = [(twin(ABLATION[name]), name) for name in recipes] or [(twin(options.get("recipe")), None)]
+    ways = [(twin(ABLATION[recipe]), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
     if any(argument for argument, _ in ways):
         bits = [32, *(b for b in bits if b != 32)]
     cells = product(shapes, seeds, bits)
