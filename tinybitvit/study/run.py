@@ -209,8 +209,8 @@ def shortened(value: Any) -> Any:
 
 def settings(model: "tb.ViT") -> dict[str, Any]:
     """How a model was made, as JSON takes it."""
-    names = ("recipe", "epochs", "batch_size", "lr", "activation_bits", "augment")
-    given = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    names = ("epochs", "batch_size", "lr", "label_smoothing", "activation_bits", "augment")
+    given = {"recipe": model.recipe, **{name: getattr(model, name) for name in names}}
     shape = {name: model.model_.config[name] for name in ("dim", "depth", "heads", "mlp_ratio")}
     return {**given, **shape, "patch_size": list(model.model_.embed.patch.patch_size)}
 
