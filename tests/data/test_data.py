@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import threading
@@ -294,6 +295,17 @@ def test_hostile_archive_members_are_never_touched(monkeypatch, tmp_path, rng):
 
 
 # ---- Fashion-MNIST, in a small synthetic edition
+
+
+def test_pipes_are_refused_at_once(monkeypatch, tmp_path, rng):
+    small_cifar(monkeypatch, "CIFAR10", rng)
+    small_fashion(monkeypatch, tmp_path / "fashion-mnist", rng)
+    for path in (tmp_path / "cifar-10-binary.tar.gz", tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    for load in (data.load_cifar10, data.load_fashion_mnist):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            load(tmp_path, download=False)
 
 
 def idx_bytes(array):
