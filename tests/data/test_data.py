@@ -299,10 +299,10 @@ def test_hostile_archive_members_are_never_touched(monkeypatch, tmp_path, rng):
 
 def test_pipes_are_refused_at_once(monkeypatch, tmp_path, rng):
     small_cifar(monkeypatch, "CIFAR10", rng)
-    small_fashion(monkeypatch, tmp_path / "fashion-mnist", rng)
-    for path in (tmp_path / "cifar-10-binary.tar.gz", tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"):
-        path.unlink(missing_ok=True)
-        os.mkfifo(path)
+    (tmp_path / "fashion-mnist").mkdir()
+    names = ["cifar-10-binary.tar.gz", *(f"fashion-mnist/{remote.name}" for remote in datasets.FASHION_REMOTES)]
+    for name in names:
+        os.mkfifo(tmp_path / name)
     for load in (data.load_cifar10, data.load_fashion_mnist):
         with pytest.raises(DataError, match="is a pipe or a device"):
             load(tmp_path, download=False)

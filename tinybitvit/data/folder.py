@@ -56,8 +56,8 @@ def load_image_folder(
     y = np.array([classes.index(name) for part in parts for name, files in part.items() for _ in files], np.int64)
     if len(parts) == 1:
         return stratified_split(top.name, X, y, classes, test_size, seed)
-    split = len(y) - sum(map(len, parts[-1].values()))
-    return Dataset(X[:split], y[:split], X[split:], y[split:], classes, top.name)
+    held = sum(map(len, parts[-1].values()))
+    return Dataset(X[:-held], y[:-held], X[-held:], y[-held:], classes, top.name)
 
 
 def _visible(folder: Path, top: Path) -> list[Path]:
