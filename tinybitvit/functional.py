@@ -5,7 +5,6 @@ Array operations have NumPy's names and `axis`; network operations have the mean
 """
 
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 from . import backend
@@ -48,9 +47,9 @@ def pow(x: Any, exponent: Any) -> Tensor:
     return as_tensor(x) ** exponent
 
 
-def power(x: Any, p: Any) -> Tensor:
-    """x ** p, element by element."""
-    return apply(OPS["power"], x, p)
+def power(a: Any, b: Any) -> Tensor:
+    """a ** b, element by element."""
+    return apply(OPS["power"], a, b)
 
 
 def exp(x: Any) -> Tensor:
@@ -305,8 +304,7 @@ def as_tensor(x: Any) -> Tensor:
 
 def as_size(name: str, n: Any) -> int:
     """A whole number from 1 as an int; ValueError by this name for anything else."""
-    if not isinstance(n, Integral) or n < 1:
-        raise ValueError(f"{name} must be a whole number from 1, not {n!r}")
+    backend.check_number(name, n, 1, whole=True)
     return int(n)
 
 
@@ -320,6 +318,6 @@ def as_pair(size: Any) -> tuple[int, int]:
 
 def as_probability(p: Any) -> float:
     """The share of elements that dropout zeroes, checked."""
-    if not isinstance(p, Real) or not 0 <= float(p) < 1:
+    if not backend.is_number(p, 0) or p >= 1:
         raise ValueError(f"dropout: p must lie in [0, 1), not {p!r}")
     return float(p)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate
-from numbers import Real
 from typing import Any
 
 from . import autograd, backend
@@ -183,10 +182,9 @@ def _check_params(params: list[Any]) -> None:
 
 def _check_options(group: dict[str, Any]) -> None:
     for name in group.keys() & {"lr", "momentum", "weight_decay", "eps"}:
-        if not isinstance(group[name], Real) or not 0 <= group[name] < math.inf:
-            raise ValueError(f"{name} must be a number from 0, not {group[name]!r}")
-    betas = group.get("betas", ())
-    if betas and (len(betas) != 2 or not all(0 <= b < 1 for b in betas)):
+        backend.check_number(name, group[name], 0)
+    betas = group.get("betas", (0, 0))
+    if len(betas) != 2 or not all(backend.is_number(b, 0) and b < 1 for b in betas):
         raise ValueError(f"betas must be two numbers from 0 and below 1, not {betas!r}")
 
 

@@ -1,5 +1,6 @@
 """Module and Parameter: networks as objects that know their weights."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import NoneType
@@ -8,6 +9,13 @@ from typing import Any, NoReturn, Self
 from .. import autograd, backend
 from ..backend import Array
 from ..tensor import Tensor
+
+
+class _Evaluating(threading.local):
+    modules: frozenset["Module"] = frozenset()
+
+
+_evaluating = _Evaluating()
 
 
 class Parameter(Tensor):
@@ -31,8 +39,9 @@ class Module:
     A deep copy or a pickled copy goes on learning like the original, with hooks of its own.
     """
 
+    _training = True
+
     def __init__(self) -> None:
-        self.training = True
         self._buffers: list[str] = []
         self._hooks: dict[HookHandle, Callable] = {}
 
@@ -143,17 +152,23 @@ class Module:
         """Switch to evaluation behaviour."""
         return self.train(False)
 
+    @property
+    def training(self) -> bool:
+        """Whether this is training behaviour: the mode that `train` and `eval` set, unless within `evaluating`."""
+        return self._training and self not in _evaluating.modules
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._training = mode
+
     @contextmanager
     def evaluating(self) -> Iterator[Self]:
-        """Within the block every module is in evaluation mode; each one's own mode is restored afterwards."""
-        before = [(m, m.training) for m in self.modules()]
-        for m, _ in before:
-            m.training = False
+        """Within the block every module is in evaluation mode, for this thread: others may train the same network."""
+        before, _evaluating.modules = _evaluating.modules, _evaluating.modules.union(self.modules())
         try:
             yield self
         finally:
-            for m, mode in before:
-                m.training = mode
+            _evaluating.modules = before
 
     def to(self, device: str) -> Self:
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""
