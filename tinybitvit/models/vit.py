@@ -7,7 +7,7 @@ from .. import backend
 from .. import functional as F
 from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
 from ..ops.patch import check_divides
-from ..quant import BitLinear, PackedLinear, check_bits, choose_layout
+from ..quant import BitLinear, PackedLinear, check_bits, choose_layout, find_quantizer
 
 
 class MLP(Module):
@@ -66,7 +66,8 @@ class VisionTransformer(Module):
     distillation token) join two of dim numbers each. sub_norm: an extra norm before proj and fc2 (None: where bits <
     32). layer_scale: initial factor of a learnt scale per channel on each branch (None: no such layer). registers:
     extra tokens that no image patch owns. layout: build `PackedLinear`s of this layout, for inference only, to be
-    filled by `load_state_dict` (see `pack`). rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
+    filled by `load_state_dict` (see `pack`). quantizer: a `quant.Quantizer` of your own or a built-in one's name,
+    instead of bits. rng: numpy Generator for the initial weights (None: `tb.manual_seed`'s).
     """
 
     def __init__(
@@ -94,13 +95,20 @@ class VisionTransformer(Module):
         eps=1e-6,
         gelu="tanh",
         layout=None,
+        quantizer=None,
         rng=None,
     ):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {pool!r}")
         check_sizes(in_channels=in_channels, dim=dim, mlp_ratio=dim * mlp_ratio, depth=depth + 1)
-        check_bits(bits, activation_bits)
+        if quantizer is not None:
+            quantizer, given = find_quantizer(quantizer, granularity, scale, ste), bits
+            if given not in (32, quantizer.bits):
+                raise ValueError(f"bits={given} and quantizer={quantizer!r} contradict each other: leave bits out")
+            bits, granularity, scale, ste = (getattr(quantizer, n) for n in ("bits", "granularity", "scale", "ste"))
+        else:
+            bits, activation_bits = check_bits(bits, activation_bits)
         rng = backend.current_rng() if rng is None else rng
         class_token = "cls" in pool if class_token is None else class_token
         if ("cls" in pool and not class_token) or ("dist" in pool and not registers):
@@ -108,15 +116,18 @@ class VisionTransformer(Module):
                 f"pool={pool!r} reads a token that this network lacks: add class_token=True or registers=1"
             )
         sub_norm = bits != 32 if sub_norm is None else sub_norm
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "__class__")}
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "rng", "quantizer", "given", "__class__")}
+        if quantizer is not None and not quantizer.built_in:
+            self.config["quantizer"] = quantizer
         check_divides(*F.as_pair(image_size), F.as_pair(patch_size))
-        low_bit = {"activation_bits": activation_bits, "granularity": granularity}
         if bits == 32:
             linear = out = partial(Linear, rng=rng)
         elif layout is None:
-            linear = partial(BitLinear, bits=bits, scale=scale, ste=ste, rng=rng, **low_bit)
+            quantizer = quantizer or find_quantizer(bits, granularity, scale, ste)
+            linear = partial(BitLinear, quantizer=quantizer, activation_bits=activation_bits, rng=rng)
         else:
-            linear = partial(PackedLinear, bits=bits, layout=layout, **low_bit)
+            options = {"activation_bits": activation_bits, "granularity": granularity}
+            linear = partial(PackedLinear, bits=bits, layout=layout, **options)
         if bits != 32:
             out = partial(linear, norm=sub_norm)
 
@@ -169,6 +180,8 @@ class VisionTransformer(Module):
             )
         layers = [m for m in self.modules() if isinstance(m, BitLinear)]
         packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
+        if quantizer := packed.config.pop("quantizer", None):  # its bytes are those of a built-in width
+            bits = packed.config["bits"] = quantizer.packed_bits
         packed.config["layout"] = layout or choose_layout(bits)
         packed.zero_grad()
         return packed.eval()

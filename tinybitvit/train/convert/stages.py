@@ -1,7 +1,7 @@
-"""A training in stages: what is learnt, from whom, how fast, and how much of the quantisation acts.
+"""A training in stages: what is learnt, from whom, and how fast.
 
 A `Stages` object is the schedule of a training (its `step` follows every update) and the objective of its Trainer. All
-that it does follows from the number of updates made and its `arrays`, so a training cut short resumes exactly.
+that it does follows from the number of updates made, so a training cut short resumes exactly.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import backend
 from ...optim import warmup_cosine
-from ...quant.watch import Settle, low_bit_layers
+from ...quant.watch import low_bit_layers
 from .objectives import Distill, Labels, Reconstruct
 
 LEARNS = ("labels", "outputs", "blocks")
@@ -27,9 +27,6 @@ class Stage:
     that the rates of all its updates add up to so many mean sizes at most (None: any number). others: with relative_lr,
     the peak for all other parameters in units of the optimiser's own (None: as for the low-bit weights). weight_decay:
     a factor. centre: begin with every low-bit weight in the middle of its code (see `quant.BitLinear.centre`).
-    strength: how much of the quantisers acts at the start and at the end of the stage, linear in between. bits: another
-    bit width than the network's own. settle: in the first half find the weights whose codes swing, and hold them fixed
-    in the second (see `quant.watch.Settle`).
     """
 
     share: float = 1.0
@@ -41,9 +38,6 @@ class Stage:
     factor: float = 1.0
     weight_decay: float = 1.0
     warmup: float = 0.0
-    strength: tuple[float, float] = (1.0, 1.0)
-    bits: float | None = None
-    settle: bool = False
     centre: bool = False
 
     def __post_init__(self):
@@ -77,7 +71,6 @@ class Stages:
     def __init__(self, model, optimizer, total, recipe, loss, teacher=None):
         self.model, self.optimizer, self.stages = model, optimizer, recipe.stages
         self.layers = low_bit_layers(model)
-        self.bits = [layer.bits for layer in self.layers]
         self.groups = [(g, g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
         self.size = mean_size(self.layers)
         self.objectives = {"labels": Labels(loss)}
@@ -92,7 +85,6 @@ class Stages:
         for stage in recipe.stages:
             so_far += stage.share
             self.ends.append(round(total * so_far / shares))
-        self.settle = None
         self.resume(0)
         self._centre()
 
@@ -100,26 +92,13 @@ class Stages:
         """The objective of the present stage: (output, loss)."""
         return self.objectives[self.stage.learns](model, x, y, *weight)
 
-    @property
-    def arrays(self):
-        """What besides `last` a checkpoint has to keep."""
-        return {} if self.settle is None else self.settle.arrays
-
     def step(self):
         self._enter(self.last + 1)
         self._centre()
-        if self.stage.settle and self.layers:
-            self._settle()
 
-    def resume(self, last, arrays=None):
-        """Set everything for the update after the `last`-th; arrays: those of a checkpoint made there."""
+    def resume(self, last):
+        """Set everything for the update after the `last`-th."""
         self._enter(last)
-        self.settle = None if arrays is None else Settle(self.model, arrays)
-
-    def finish(self):
-        """Let the quantisers act in full, at the network's own bit width, however far the training has come."""
-        for layer, bits in zip(self.layers, self.bits, strict=True):
-            layer.strength, layer.bits = 1.0, bits
 
     def _enter(self, last):
         self.last = last
@@ -136,27 +115,15 @@ class Stages:
             apart = stage.others is not None and not group.get("low_bit")
             group["lr"] = (stage.others * lr if apart else own or lr) * factor
             group["weight_decay"] = decay * stage.weight_decay
-        low, high = stage.strength
-        strength = low + (high - low) * min(self.done / max(self.length, 1), 1.0)
         temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
-        for layer, bits in zip(self.layers, self.bits, strict=True):
-            layer.strength, layer.bits, layer.temperature = strength, stage.bits or bits, temperature
+        for layer in self.layers:
+            layer.temperature = temperature
 
     def _centre(self):
         """Where a stage begins, and not where a run resumes there: its weights are centred already."""
         if self.stage.centre and self.done == 0:
             for layer in self.layers:
                 layer.centre()
-
-    def _settle(self):
-        if self.settle is None:
-            self.settle = Settle(self.model)
-        elif self.done < self.length // 2:
-            self.settle.observe()
-        elif not self.settle.frozen:
-            self.settle.freeze()
-        else:
-            self.settle.hold()
 
 
 def check_same_shape(model, teacher):
