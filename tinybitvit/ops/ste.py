@@ -15,19 +15,18 @@ constants in every backward.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .. import backend
-from .base import Function
+from ..backend import Array
+from .base import OPS, Function
 
-Array = Any  # numpy.ndarray or cupy.ndarray
 Steps = Sequence[tuple[float, float]]  # of a staircase: where each step lies, and how high it is
 PART = 2.0**-24  # a power of 2, by which multiplying is exact
 EPS = 1e-5  # smallest scale of BitNet b1.58's formulas; keeps an all-zero row from dividing by 0
 STE = ("identity", "clipped", "approx_sign", "ede")
 
 
-def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array | None:
+def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
     """a(v) of the table above, or None for the identity."""
     if ste == "identity":
         return None
@@ -40,7 +39,7 @@ def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) 
     raise ValueError(f"ste must be one of {', '.join(STE)}, not {ste!r}")
 
 
-def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array | None:
+def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
     """a(v) of a staircase with several steps (place, height), or None for the identity.
 
     Each step is a sign of half its height, and so are its stand-in and its slope: a(v) = sum h/2 a_sign(v - place).
@@ -48,7 +47,8 @@ def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, te
     """
     if ste not in ("approx_sign", "ede"):
         return slope(xp, v, ste, width)
-    return sum(height / 2 * slope(xp, v - place, ste, width, temperature) for place, height in steps)
+    slopes = [height / 2 * slope(xp, v - place, ste, width, temperature) for place, height in steps]
+    return sum(slopes[1:], slopes[0])
 
 
 def nbit_slope(xp, v: Array, bits: int, scale: str, ste: str) -> Array | None:
@@ -190,7 +190,7 @@ class StraightThrough(Function):
         return (g if a is None else g * a,)
 
 
-class Binary(StraightThrough):
+class Binary(StraightThrough, name="binary"):
     """y = beta b, b = sign(w - mu), sign(0) = +1 (see `binary_codes`)
 
     b is a step of v = (w - mu) / beta; its stand-in has the slope a(v), so dL/dw = g beta a(v) / beta = g a(v).
@@ -204,7 +204,7 @@ class Binary(StraightThrough):
         return codes
 
 
-class Ternary(StraightThrough):
+class Ternary(StraightThrough, name="ternary"):
     """y = beta t, t = clip(round(w / beta), -1, 1) (see `ternary_codes`)
 
     With v = w / beta, t = (sign(v - 1/2) + sign(v + 1/2)) / 2: two steps of half height. approx_sign and ede replace
@@ -225,7 +225,7 @@ class Ternary(StraightThrough):
         return codes
 
 
-class NBit(StraightThrough):
+class NBit(StraightThrough, name="nbit"):
     """y = s c, c = clip(round(w / s), low, top) (see `nbit_codes`)
 
     identity: dL/dw = g. clipped: dL/dw = g where low <= w / s <= top, else 0: where the clip acts, y does not move.
@@ -239,7 +239,7 @@ class NBit(StraightThrough):
         return codes
 
 
-class Absmax(Function):
+class Absmax(Function, name="absmax"):
     """y = round(x s) / s for activations, s = top / max |x| per token, top = 2^(bits-1) - 1 (see `absmax_codes`)
 
     Straight through: dL/dx = g.
@@ -259,4 +259,4 @@ class Absmax(Function):
         return (g,)
 
 
-QUANTISERS = {"binary": Binary, "ternary": Ternary, "nbit": NBit, "absmax": Absmax}
+QUANTISERS = {name: OPS[name] for name in ("binary", "ternary", "nbit", "absmax")}

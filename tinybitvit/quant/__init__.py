@@ -1,7 +1,7 @@
 """Quantisation: straight-through quantisers, bit packing, low-bit linear layers."""
 
 from ..functional import absmax, binary, nbit, ternary
-from ..ops import ste
+from ..ops import ste as ste
 from .describe import LayerInfo, describe
 from .linear import BitLinear, make_linear
 from .pack import LAYOUTS, binary_dot, pack, packed_nbytes, packed_shape, sign_bits, unpack, validate
@@ -37,7 +37,6 @@ __all__ = [
     "packed_nbytes",
     "packed_shape",
     "sign_bits",
-    "ste",
     "ternary",
     "unpack",
     "validate",

@@ -5,11 +5,11 @@ from typing import Any
 from .. import backend
 from .. import functional as F
 from ..autograd import is_recording
+from ..backend import Array
 from ..nn import Linear, RMSNorm
 from ..ops.ste import absmax_codes, binary_codes
 from ..tensor import Tensor, apply
 from .integer import integer_linear
-from .pack import Array
 from .quantizer import Quantize, Quantizer, check_bits, find_quantizer
 
 
@@ -26,7 +26,7 @@ class BitLinear(Linear):
     bits: 1 (sign), 1.58 (ternary) or 2, 3, 4, 8 (rounded) for the weights; activation_bits: 8, 4, 1 or None for the
     inputs, one scale per token; granularity: one weight scale per 'row' (output channel) or 'tensor' (BitNet's papers);
     scale: 'absmean', 'absmedian' (or 'twn' at 1.58 bits, 'absmax' from 2 bits up); ste: the gradient of the weight
-    quantiser, see `quant.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423). quantizer: a
+    quantiser, see `ops.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423). quantizer: a
     `Quantizer` of your own or a built-in one's name, instead of bits; `layer.quantizer` is the one that the layer asks.
 
     Three things that are easily confused: `weight` is the latent float weight that the optimiser moves;
@@ -107,9 +107,11 @@ class BitLinear(Linear):
         w *= scale / self.quantizer.codes(backend.array_module(w), w)[1]
         self.weight.data[...] = w
 
-    def input_codes(self, x: Array) -> tuple[Array, Array]:
-        """The integer codes of an input array, as floats, and their step per token."""
+    def input_codes(self, x: Array) -> tuple[Array, Array | None]:
+        """The integer codes of an input array, as floats, and their step per token; without any x itself, and None."""
         xp = backend.array_module(x)
+        if self.activation_bits is None:
+            return x, None
         if self.activation_bits == 1:
             return binary_codes(xp, x, centre=False)[:2]
         return absmax_codes(xp, x, self.activation_bits)

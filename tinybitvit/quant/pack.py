@@ -25,11 +25,8 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from ..backend import array_module
-
-Array = Any  # numpy.ndarray or cupy.ndarray
+from ..backend import Array, array_module
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: a quick key for the tables

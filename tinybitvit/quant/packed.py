@@ -3,6 +3,7 @@
 import copy
 
 from .. import backend
+from ..backend import Array
 from ..nn import Module, Parameter, RMSNorm
 from ..nn.layers import zeros
 from ..ops.base import Function
@@ -10,7 +11,7 @@ from ..tensor import Tensor, apply
 from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
 from .linear import BitLinear
-from .pack import LAYOUTS, Array, binary_dot, get_layout, pack, packed_shape, sign_bits, unpack
+from .pack import LAYOUTS, binary_dot, get_layout, pack, packed_shape, sign_bits, unpack
 from .quantizer import Quantizer, check_bits, find_quantizer
 
 # Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
@@ -76,10 +77,16 @@ class PackedLinear(Module):
     def from_bitlinear(cls, layer: BitLinear, layout: str | None = None) -> "PackedLinear":
         """The trained layer without its latent weight."""
         codes, scale = layer.codes()
-        has = {"bias": layer.bias is not None, "norm": layer.norm is not None}
-        has["granularity"] = "row" if len(scale) == layer.out_features else "tensor"
-        sizes = layer.in_features, layer.out_features
-        new = cls(*sizes, layer.quantizer.packed_bits, layer.activation_bits, **has, layout=layout)
+        new = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.quantizer.packed_bits,
+            layer.activation_bits,
+            bias=layer.bias is not None,
+            granularity="row" if len(scale) == layer.out_features else "tensor",
+            norm=layer.norm is not None,
+            layout=layout,
+        )
         new.packed, new.scale = pack(codes, new.layout), scale.reshape(-1)
         new.bias, new.norm = copy.deepcopy(layer.bias), copy.deepcopy(layer.norm)
         new.zero_grad()

@@ -12,8 +12,9 @@ from numbers import Real
 from typing import Any
 
 from .. import backend
+from ..backend import Array
 from ..ops import ste
-from .pack import LAYOUTS, Array
+from .pack import LAYOUTS
 
 WEIGHT_BITS = (32, 8, 4, 3, 2, 1.58, 1)
 ACTIVATION_BITS = (None, 8, 4, 1)

@@ -5,9 +5,9 @@ flips that does not fall means a learning rate too high for the weights to settl
 """
 
 from .. import backend
+from ..backend import Array
 from ..nn import Module
 from .linear import BitLinear
-from .pack import Array
 from .quantizer import find_quantizer
 
 
