@@ -352,7 +352,7 @@ def test_numpy_in_and_numpy_out(data, bits, tmp_path):
 
 RECIPES = {
     "best": "best",
-    "ede, progressive": Recipe({"ste": "ede"}, (Stage(1), Stage(1, relative_lr=0.1))),
+    "ede, in two stages": Recipe({"ste": "ede"}, (Stage(1), Stage(1, relative_lr=0.1))),
 }
 
 

@@ -20,11 +20,8 @@ FAST = {"dim": 16, "depth": 2, "heads": 2, "epochs": 6, "batch_size": 16, "verbo
 def staged(stages, total=100, bits=1.58, **options):
     model = VisionTransformer(**SHAPE, bits=bits, rng=np.random.default_rng(0))
     optimizer = AdamW(decay_groups(model, 0.1), lr=1e-2)
-    return (
-        Stages(model, optimizer, total, Recipe(stages=tuple(stages)), tb.functional.cross_entropy, **options),
-        optimizer,
-        model,
-    )
+    trainer = train.Trainer(model, optimizer, workers=1)
+    return Stages(trainer, total, Recipe(stages=tuple(stages)), **options), optimizer, model
 
 
 @pytest.fixture
@@ -52,10 +49,7 @@ def test_a_single_stage_is_warmup_and_cosine():
 
 
 def test_what_each_stage_sets():
-    stages = [
-        Stage(1, warmup=0.5),
-        Stage(3, lr=0.5, factor=0.1, weight_decay=0.0),
-    ]
+    stages = [Stage(1, warmup=0.5), Stage(3, factor=0.1, weight_decay=0.0)]
     schedule, optimizer, _ = staged(stages, total=40)
     seen = []
     for _ in range(41):
@@ -63,8 +57,8 @@ def test_what_each_stage_sets():
         seen.append((group["lr"], group["weight_decay"]))
         schedule.step()
     assert seen[0] == (pytest.approx(1e-2 / 5), 0.1) and seen[4][0] == pytest.approx(1e-2)
-    assert seen[10] == (pytest.approx(0.05), 0.0)
-    assert seen[25][0] == pytest.approx(0.025) and seen[40][0] == pytest.approx(0.0, abs=1e-12)
+    assert seen[10] == (pytest.approx(1e-3), 0.0)
+    assert seen[25][0] == pytest.approx(5e-4) and seen[40][0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_rate_relative_to_the_weights():
@@ -126,7 +120,7 @@ def test_what_centring_is_for():
 
 
 def test_resume_sets_what_stepping_sets():
-    stages = [Stage(2), Stage(1, lr=1.0)]
+    stages = [Stage(2, warmup=0.2), Stage(1, relative_lr=0.5, weight_decay=0.3)]
     for done in (0, 7, 13, 14, 20):
         walked, optimizer, model = staged(stages, total=20)
         jumped, other, model_too = staged(stages, total=20)
@@ -300,8 +294,10 @@ def test_explicit_arguments_win(data, teacher):
 
 
 def test_recipes_that_cannot_be(data):
-    with pytest.raises(ValueError, match=r"must be 'best', 'refine', 'imitate', .*, None or a .*Recipe, not 'fast'"):
-        tb.ViT(recipe="fast", **FAST).fit(*data)
+    with pytest.raises(
+        ValueError, match=r"must be 'best', 'paper', 'refine', 'imitate', None or a .*Recipe, not '\+ blocks'"
+    ):
+        tb.ViT(recipe="+ blocks", **FAST).fit(*data)
     with pytest.raises(ValueError, match="learns from a teacher: give a fitted 32-bit ViT as distill_from"):
         tb.ViT(recipe=Recipe({}, (Stage(learns="outputs"),)), **FAST).fit(*data)
     assert find_recipe("best", 32, False, 0.1).stages == (Stage(warmup=0.1),)

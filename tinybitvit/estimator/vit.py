@@ -18,15 +18,17 @@ from ..optim import AdamW, decay_groups
 from ..quant import find_quantizer
 from ..train import (
     Checkpoints,
+    Run,
     Stages,
     Trainer,
     check_options,
     describe_run,
+    empty_history,
     find_recipe,
     memory_advice,
     model_fingerprint,
     ranks,
-    run,
+    smoothing_floor,
     soft_targets,
 )
 from .files import load_classifier, save_classifier
@@ -155,19 +157,18 @@ class ViT(ImageClassifier):
             X, codes, weight, eval_set = self._hold_out(X, codes, weight, seed)
         elif eval_set is not None:
             eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
-        loader = self._loader(X, codes, weight)
-        schedule = self._stages(max(1, self.epochs * len(loader)))
-        self.history_, self.interrupted_ = run(
-            self._trainer(schedule),
+        loader, trainer = self._loader(X, codes, weight), self._trainer()
+        self.history_, self.interrupted_ = Run(
+            trainer,
             loader,
-            self.epochs,
-            schedule=schedule,
+            Stages(trainer, max(1, self.epochs * len(loader)), self._recipe, self._teacher),
             targets=self._targets(),
             validation=eval_set,
             patience=self.patience if self.early_stopping else None,
-            verbose=self.verbose,
             checkpoints=checkpoints,
-        )
+            verbose=self.verbose,
+            floor=self._floor(),
+        ).train(self.epochs)
         self.n_iter_ = len(self.history_["loss"])
         self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
         return self
@@ -182,17 +183,17 @@ class ViT(ImageClassifier):
         if first:
             check_options(self)
             self._build(X, self._draw_seed())
-            self.history_ = None
+            self.history_ = empty_history()
         if self._optimizer is None:
             self._optimizer = self._make_optimizer()
-        self.history_, self.interrupted_ = run(
+        self.history_, self.interrupted_ = Run(
             self._trainer(),
             self._loader(X, codes, weight),
-            1,
             targets=self._targets(),
             history=self.history_,
             verbose=self.verbose,
-        )
+            floor=self._floor(),
+        ).train(1)
         self.n_iter_ = len(self.history_["loss"])
         return self
 
@@ -226,7 +227,7 @@ class ViT(ImageClassifier):
         if source is not None:
             start_from(self.model_, source)
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
-            # Trained with the same seed, they know by heart what it deals first: other batches, augmented otherwise.
+            # The same seed would repeat the batches that these networks were trained on: mix their weights in.
             self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
         device = backend.resolve_device(self.device)
         if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
@@ -244,7 +245,8 @@ class ViT(ImageClassifier):
         return bits
 
     def _draw_seed(self):
-        return ranks.first(check_random_state(self.random_state).randint(2**31))
+        seed = check_random_state(self.random_state).randint(2**31)
+        return seed if ranks.group is None else ranks.group.first(seed)
 
     def _start_random(self, seed):
         self._rng, self._optimizer = np.random.default_rng(seed), None
@@ -266,12 +268,15 @@ class ViT(ImageClassifier):
     def _loss(self):
         return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
 
-    def _stages(self, total):
-        return Stages(self.model_, self._optimizer, total, self._recipe, self._loss(), self._teacher)
+    def _floor(self):
+        """The least value of the loss where it is that of the labels, else 0."""
+        learns = {stage.learns for stage in self._recipe.stages} if self._recipe else {"labels"}
+        if self.distill_from is not None or learns != {"labels"}:
+            return 0.0
+        return smoothing_floor(self.label_smoothing, len(self.classes_))
 
-    def _trainer(self, objective=None):
-        options = {"rng": self._rng, "group": ranks.current(), "objective": objective}
-        options["on_nan"] = self.on_nan
+    def _trainer(self):
+        options = {"rng": self._rng, "group": ranks.group, "on_nan": self.on_nan}
         return Trainer(self.model_, self._optimizer, self._loss(), self.workers, **options)
 
     def _check_teacher(self):
@@ -312,7 +317,7 @@ class ViT(ImageClassifier):
 
     def _logits(self, X):
         check_is_fitted(self)
-        return self._trainer().predict(self._prepare(X))
+        return self._trainer().predict(self._check_images(X, reset=False), transform=self.normalize_)
 
     def _prepare(self, X):
         """Images as the network takes them: (n, H, W, C) float32, normalised as in training."""

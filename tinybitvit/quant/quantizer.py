@@ -198,9 +198,9 @@ class Quantize(ste.StraightThrough):
         return codes * scale
 
 
-def check_bits(bits: Any, activation_bits: Any = 8) -> tuple[float, int | None]:
-    """Both as Python numbers; ValueError unless they are widths that exist."""
-    weights = _width(bits, WEIGHT_BITS)
+def check_bits(bits: Any, activation_bits: Any = 8, quantizer: Any = None) -> tuple[float, int | None]:
+    """Both as Python numbers; ValueError unless they are widths that exist. A quantiser's own bits are any number."""
+    weights = bits if isinstance(quantizer, Quantizer) else _width(bits, WEIGHT_BITS)
     if weights is None:
         raise ValueError(f"bits must be one of {', '.join(f'{b:g}' for b in WEIGHT_BITS)}, not {bits!r}")
     inputs = _width(activation_bits, ACTIVATION_BITS)
