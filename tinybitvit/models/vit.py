@@ -184,7 +184,8 @@ class VisionTransformer(Module):
         self.norm = LayerNorm(config.dim, config.eps)
         width = config.dim * len(config.pool.split("+"))
         self.head = Linear(width, config.num_classes, rng=rng) if config.num_classes else None
-        self.preprocessing = None  # {"mean": ..., "std": ...} of the images it was trained on, where known
+        # {"mean": ..., "std": ...} of the images it was trained on, where known.
+        self.preprocessing: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.forward_features(x))
