@@ -15,7 +15,7 @@ from ..data.images import auto_patch, encode_labels
 from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..ops.norm import softmax_array
 from ..optim import AdamW, decay_groups
-from ..quant import find_quantizer
+from ..quant.quantizer import bits_beside, own_options
 from ..train import (
     Checkpoints,
     Run,
@@ -43,8 +43,7 @@ class ViT(ImageClassifier):
 
     Parameters
     ----------
-    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP.
-    quantizer : a `tb.quant.Quantizer` of your own, or a built-in one's name, in place of `bits`.
+    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP. quantizer : your own, instead.
     activation_bits : 8, 4, 1 or None (not quantised), the width of their inputs where bits < 32.
     patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
     dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
@@ -202,7 +201,7 @@ class ViT(ImageClassifier):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
         start = self.init_from
-        bits = self._width()
+        bits = bits_beside(self.quantizer, self.bits, DEFAULTS["bits"])
         self._recipe = find_recipe(self.recipe, bits, self.distill_from is not None, self.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
         teacher = self._check_teacher().model_ if taught or self.distill_from is not None else None
@@ -221,9 +220,7 @@ class ViT(ImageClassifier):
             options["patch_size"] = auto_patch(self.image_shape_)
         *size, channels = self.image_shape_
         options |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        if self.quantizer is not None:  # which has its own
-            options = {k: v for k, v in options.items() if k not in ("bits", "granularity", "scale", "ste")}
-        self.model_ = VisionTransformer(tuple(size), **options, quantizer=self.quantizer, rng=self._rng)
+        self.model_ = VisionTransformer(tuple(size), **own_options(options, self.quantizer), rng=self._rng)
         if source is not None:
             start_from(self.model_, source)
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
@@ -234,15 +231,6 @@ class ViT(ImageClassifier):
             print(note, flush=True)
         self.model_.to(device)
         self._optimizer = self._make_optimizer()
-
-    def _width(self):
-        """Bits of the weights: those of the quantiser, where one is given."""
-        if self.quantizer is None:
-            return self.bits
-        bits = find_quantizer(self.quantizer).bits
-        if self.bits not in (DEFAULTS["bits"], bits):
-            raise ValueError(f"bits={self.bits} and quantizer={self.quantizer!r} contradict each other: leave bits out")
-        return bits
 
     def _draw_seed(self):
         seed = check_random_state(self.random_state).randint(2**31)

@@ -13,6 +13,7 @@ from ..backend import check_number
 from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
 from ..ops.patch import check_divides
 from ..quant import BitLinear, PackedLinear, Quantizer, check_bits, choose_layout, find_quantizer
+from ..quant.quantizer import OPTIONS, bits_beside
 from ..tensor import Tensor
 
 Builder = Callable[..., Module]  # (in_features, out_features) -> a linear layer
@@ -143,9 +144,8 @@ class ViTConfig:
 
     def _take(self, quantizer):
         """The options of a quantiser; a built-in one is nothing but them."""
-        if self.bits not in (32, quantizer.bits):
-            raise ValueError(f"bits={self.bits!r} and quantizer={quantizer!r} contradict each other: leave bits out")
-        for name in ("bits", "granularity", "scale", "ste"):
+        bits_beside(quantizer, self.bits, 32)
+        for name in OPTIONS:
             setattr(self, name, getattr(quantizer, name))
         self.quantizer = None if quantizer.built_in else quantizer
 

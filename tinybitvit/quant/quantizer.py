@@ -181,6 +181,7 @@ class Integer(Quantizer):
 
 BUILT_IN: dict[float, Any] = {1: Binary, 1.58: Ternary, **{bits: partial(Integer, bits) for bits in (2, 3, 4, 8)}}
 DEFAULTS = {"granularity": "row", "scale": "absmean", "ste": "identity"}
+OPTIONS = ("bits", *DEFAULTS)  # which a quantiser has, and a layer or network without one is given
 NAMES = {"binary": 1, "ternary": 1.58, "twn": 1.58, "int2": 2, "int3": 3, "int4": 4, "int8": 8}
 
 
@@ -243,6 +244,23 @@ def find_quantizer(
         raise ValueError("bits=32 is nn.Linear, which quantises nothing (make_linear chooses between the two)")
     made = TernaryWeights if (bits, scale) == (1.58, "twn") else BUILT_IN[bits]
     return made(granularity, scale, ste)
+
+
+def bits_beside(quantizer: Quantizer | str | None, bits: float, default: float) -> float:
+    """The bits of the quantiser, where one is given, else `bits`; ValueError where both are and differ."""
+    if quantizer is None:
+        return bits
+    own = find_quantizer(quantizer).bits
+    if bits not in (default, own):
+        raise ValueError(f"bits={bits!r} and quantizer={quantizer!r} contradict each other: leave bits out")
+    return own
+
+
+def own_options(options: dict[str, Any], quantizer: Quantizer | str | None) -> dict[str, Any]:
+    """Options of a network with a quantiser in place of bits, granularity, scale and ste, where one is given."""
+    if quantizer is None:
+        return options
+    return {name: value for name, value in options.items() if name not in OPTIONS} | {"quantizer": quantizer}
 
 
 def weight_codes(w: Array, bits: float, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
