@@ -226,10 +226,9 @@ class ViT(ImageClassifier):
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
             # The same seed would repeat the batches that these networks were trained on: mix their weights in.
             self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        device = backend.resolve_device(self.device)
         if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
-        self.model_.to(device)
+        self.model_.to(backend.resolve_device(self.device))
         self._optimizer = self._make_optimizer()
 
     def _draw_seed(self):
