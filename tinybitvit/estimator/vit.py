@@ -15,6 +15,7 @@ from ..data.images import auto_patch, encode_labels
 from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..ops.norm import softmax_array
 from ..optim import AdamW, decay_groups
+from ..quant.quantizer import bits_beside, own_options
 from ..train import (
     Checkpoints,
     Run,
@@ -42,7 +43,7 @@ class ViT(ImageClassifier):
 
     Parameters
     ----------
-    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP.
+    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP. quantizer : your own, instead.
     activation_bits : 8, 4, 1 or None (not quantised), the width of their inputs where bits < 32.
     patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
     dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
@@ -80,6 +81,7 @@ class ViT(ImageClassifier):
         self,
         *,
         bits=1.58,
+        quantizer=None,
         activation_bits=8,
         patch_size="auto",
         dim=64,
@@ -107,6 +109,7 @@ class ViT(ImageClassifier):
         verbose=1,
     ):
         self.bits = bits
+        self.quantizer = quantizer
         self.activation_bits = activation_bits
         self.patch_size = patch_size
         self.dim = dim
@@ -198,7 +201,8 @@ class ViT(ImageClassifier):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
         start = self.init_from
-        self._recipe = find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup)
+        bits = bits_beside(self.quantizer, self.bits, DEFAULTS["bits"])
+        self._recipe = find_recipe(self.recipe, bits, self.distill_from is not None, self.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
         teacher = self._check_teacher().model_ if taught or self.distill_from is not None else None
         self._teacher = teacher if taught else None
@@ -211,21 +215,20 @@ class ViT(ImageClassifier):
         options = {name: getattr(self, name) for name in NETWORK}
         if source is not None:
             given = {name: v for name, v in options.items() if v != DEFAULTS[name]}
-            options |= shape_of(source, given | {"bits": self.bits})
+            options |= shape_of(source, given | {"bits": bits})
         elif self.patch_size == "auto":
             options["patch_size"] = auto_patch(self.image_shape_)
         *size, channels = self.image_shape_
         options |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **options, rng=self._rng)
+        self.model_ = VisionTransformer(tuple(size), **own_options(options, self.quantizer), rng=self._rng)
         if source is not None:
             start_from(self.model_, source)
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
             # The same seed would repeat the batches that these networks were trained on: mix their weights in.
             self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        device = backend.resolve_device(self.device)
         if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
-        self.model_.to(device)
+        self.model_.to(backend.resolve_device(self.device))
         self._optimizer = self._make_optimizer()
 
     def _draw_seed(self):
