@@ -525,8 +525,10 @@ cases("cross_entropy", torch_cross_entropy, [masked, given([0, 1])], [masked, gi
 for size in (1e-4, 30.0, 1e4):
     cases("cross_entropy", torch_cross_entropy, [normal(5, 4, size=size), integers(4, 5)], wrt=(0,), loose=10)
 
-cases("mse", TF.mse_loss, [(3, 4), (3, 4)], [(), ()], [(1, 1), (1, 1)], [(5,), (5,)], [(2, 1, 3), (2, 1, 3)])
-cases("mse", TF.mse_loss, [normal(3, 4, size=1e4), normal(3, 4)], [normal(3, 4, size=1e-4), normal(3, 4, size=1e-4)])
+for shape in [(3, 4), (), (1, 1), (4,), (2, 1, 3)]:
+    cases("mse_loss", TF.mse_loss, [shape, shape])
+cases("mse_loss", TF.mse_loss, [normal(3, 4, size=1e4), normal(3, 4)])
+cases("mse_loss", TF.mse_loss, [normal(3, 4, size=1e-4), normal(3, 4, size=1e-4)])
 
 
 def torch_kl_div(x, target):
@@ -651,8 +653,9 @@ REFUSED = [  # op, inputs, parameters, words of the sentence
     ("cross_entropy", [A, np.array([0.0, 1.0])], {}, "not shape .2,. of float64"),
     ("cross_entropy", [A, np.array([0, 1, 2])], {}, "not shape .3,. of int64"),
     ("cross_entropy", [A, B], {}, "not shape .3, 3. of float64"),
-    ("mse", [np.ones((0, 3)), ROW], {}, "empty array of shape .0, 3. is undefined"),
-    ("mse", [np.ones((3, 1)), ROW], {}, r"input has shape \(3, 1\) and target \(3,\); they must be equal"),
+    ("mse_loss", [np.ones((0, 3)), np.ones((0, 3))], {}, "empty array of shape .0, 3. is undefined"),
+    ("mse_loss", [np.ones((3, 1)), ROW], {}, r"input has shape \(3, 1\) and target \(3,\); they must be equal"),
+    ("mse_loss", [A, np.array(0.0)], {}, r"input has shape \(2, 3\) and target \(\)"),
     ("kl_div", [np.ones((0, 3)), np.ones((0, 3))], {}, "empty array of shape .0, 3. is undefined"),
     ("kl_div", [A, ROW], {}, r"input has shape \(2, 3\) and target \(3,\)"),
     ("cross_entropy", [A, np.array([0, 1]), np.ones((2, 1))], {}, r"for each of 2 rows, not shape \(2, 1\)"),

@@ -265,6 +265,7 @@ PACKAGE_RULES = [
     upward_imports,
     forbidden_imports,
     disguised_numpy,
+    circles,
     stray_files,
     crowded,
     prints_at_import,

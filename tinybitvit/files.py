@@ -214,3 +214,10 @@ def digest(arrays: Mapping[str, Any], text: str) -> str:
         total.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
         total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return total.hexdigest()
+
+
+def printable(text: object) -> str:
+    """A file name, or a text that may hold one, to be shown: line ends, escape codes and bytes that were in another
+    encoding become visible, as in Python's own notation.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

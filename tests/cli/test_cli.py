@@ -182,7 +182,8 @@ BAD = {
     "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
     "study --ablation --widths 8": "--widths and --depths are for --sweep",
     "study --augment spin": "unknown augmentation 'spin': choose from flip, shift, crop, cutout, auto or None",
-    "study --recipe good": "recipe must be 'best', 'refine', 'imitate', 'paper', '+ rows', ",
+    "study --recipe good": "argument --recipe: invalid choice: 'good'",
+    "study --recipe +rows": "argument --recipe: invalid choice: '+rows'",
     "study --init-from missing": "missing",
     "study --teacher missing": "missing",
     "study --teacher file": "file is not a whole safetensors file",
@@ -316,7 +317,7 @@ def test_packed_files_are_small_and_predict_the_same(tmp_path, model_file, pictu
     answers = []
     for model in (model_file, path):
         assert cli.main(["predict", str(model), *pictures]) == 0
-        answers.append([line.split("  ") for line in capsys.readouterr().out.splitlines()])
+        answers.append([line.split("  ") for line in capsys.readouterr().out.splitlines()[1:]])
     for full, packed in zip(*answers, strict=True):
         assert full[:2] == packed[:2] and float(full[2]) == pytest.approx(float(packed[2]), abs=0.01)
 
@@ -340,7 +341,8 @@ def test_quantize_rounds_a_model(tmp_path, model_file, capsys):
 
 def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert cli.main(["predict", model_file, *pictures]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("  ") == ["image", "class", "probability"]
     assert [line.split("  ")[0] for line in lines] == pictures
     model = tb.load(model_file)
     for line, path in zip(lines, pictures, strict=True):

@@ -207,7 +207,7 @@ TRANSLATIONS = {
     ("nn.functional.dropout", ""): ("dropout", dropout),
     ("nn.functional.scaled_dot_product_attention", ""): ("scaled_dot_product_attention", attention),
     ("nn.functional.cross_entropy", ""): ("cross_entropy", cross_entropy),
-    ("nn.functional.mse_loss", ""): ("mse", mse_loss),
+    ("nn.functional.mse_loss", ""): ("mse_loss", mse_loss),
     ("nn.functional.kl_div", ""): ("kl_div", kl_div),
 }
 WITHOUT_OPINFO = {

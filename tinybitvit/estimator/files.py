@@ -7,6 +7,7 @@ import numpy as np
 from ..data import Normalize
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
+from ..quant import Quantizer
 
 
 def save_classifier(path, classifier, packed=False, half=False):
@@ -21,6 +22,8 @@ def save_classifier(path, classifier, packed=False, half=False):
         "normalize": classifier.normalize_.to_dict(),
         "history": classifier.history_,
     }
+    if isinstance(classifier.quantizer, Quantizer):  # the loaded model has none: its bytes are of a built-in width
+        fitted["params"]["bits"] = classifier.quantizer.packed_bits
     save_model(path, classifier.model_, {"classifier": fitted}, packed=packed, half=half)
 
 

@@ -15,17 +15,20 @@ from ..data.images import auto_patch, encode_labels
 from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..ops.norm import softmax_array
 from ..optim import AdamW, decay_groups
+from ..quant.quantizer import bits_beside, own_options
 from ..train import (
     Checkpoints,
+    Run,
     Stages,
     Trainer,
     check_options,
     describe_run,
+    empty_history,
     find_recipe,
     memory_advice,
     model_fingerprint,
     ranks,
-    run,
+    smoothing_floor,
     soft_targets,
 )
 from .files import load_classifier, save_classifier
@@ -40,7 +43,7 @@ class ViT(ImageClassifier):
 
     Parameters
     ----------
-    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP.
+    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP. quantizer : your own, instead.
     activation_bits : 8, 4, 1 or None (not quantised), the width of their inputs where bits < 32.
     patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
     dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
@@ -78,6 +81,7 @@ class ViT(ImageClassifier):
         self,
         *,
         bits=1.58,
+        quantizer=None,
         activation_bits=8,
         patch_size="auto",
         dim=64,
@@ -105,6 +109,7 @@ class ViT(ImageClassifier):
         verbose=1,
     ):
         self.bits = bits
+        self.quantizer = quantizer
         self.activation_bits = activation_bits
         self.patch_size = patch_size
         self.dim = dim
@@ -151,20 +156,18 @@ class ViT(ImageClassifier):
             X, codes, weight, eval_set = self._hold_out(X, codes, weight, seed)
         elif eval_set is not None:
             eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
-        loader = self._loader(X, codes, weight)
-        schedule = self._stages(max(1, self.epochs * len(loader)))
-        self.history_, self.interrupted_ = run(
-            self._trainer(schedule),
+        loader, trainer = self._loader(X, codes, weight), self._trainer()
+        self.history_, self.interrupted_ = Run(
+            trainer,
             loader,
-            self.epochs,
-            schedule=schedule,
+            Stages(trainer, max(1, self.epochs * len(loader)), self._recipe, self._teacher),
             targets=self._targets(),
             validation=eval_set,
             patience=self.patience if self.early_stopping else None,
-            verbose=self.verbose,
             checkpoints=checkpoints,
-        )
-        schedule.finish()
+            verbose=self.verbose,
+            floor=self._floor(),
+        ).train(self.epochs)
         self.n_iter_ = len(self.history_["loss"])
         self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
         return self
@@ -179,17 +182,17 @@ class ViT(ImageClassifier):
         if first:
             check_options(self)
             self._build(X, self._draw_seed())
-            self.history_ = None
+            self.history_ = empty_history()
         if self._optimizer is None:
             self._optimizer = self._make_optimizer()
-        self.history_, self.interrupted_ = run(
+        self.history_, self.interrupted_ = Run(
             self._trainer(),
             self._loader(X, codes, weight),
-            1,
             targets=self._targets(),
             history=self.history_,
             verbose=self.verbose,
-        )
+            floor=self._floor(),
+        ).train(1)
         self.n_iter_ = len(self.history_["loss"])
         return self
 
@@ -198,7 +201,8 @@ class ViT(ImageClassifier):
         """Everything that the shape of X and the classes decide."""
         self._start_random(seed)
         start = self.init_from
-        self._recipe = find_recipe(self.recipe, self.bits, self.distill_from is not None, self.warmup)
+        bits = bits_beside(self.quantizer, self.bits, DEFAULTS["bits"])
+        self._recipe = find_recipe(self.recipe, bits, self.distill_from is not None, self.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
         teacher = self._check_teacher().model_ if taught or self.distill_from is not None else None
         self._teacher = teacher if taught else None
@@ -211,25 +215,25 @@ class ViT(ImageClassifier):
         options = {name: getattr(self, name) for name in NETWORK}
         if source is not None:
             given = {name: v for name, v in options.items() if v != DEFAULTS[name]}
-            options |= shape_of(source, given | {"bits": self.bits})
+            options |= shape_of(source, given | {"bits": bits})
         elif self.patch_size == "auto":
             options["patch_size"] = auto_patch(self.image_shape_)
         *size, channels = self.image_shape_
         options |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **options, rng=self._rng)
+        self.model_ = VisionTransformer(tuple(size), **own_options(options, self.quantizer), rng=self._rng)
         if source is not None:
             start_from(self.model_, source)
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
-            # Trained with the same seed, they know by heart what it deals first: other batches, augmented otherwise.
+            # The same seed would repeat the batches that these networks were trained on: mix their weights in.
             self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        device = backend.resolve_device(self.device)
         if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
-        self.model_.to(device)
+        self.model_.to(backend.resolve_device(self.device))
         self._optimizer = self._make_optimizer()
 
     def _draw_seed(self):
-        return ranks.first(check_random_state(self.random_state).randint(2**31))
+        seed = check_random_state(self.random_state).randint(2**31)
+        return seed if ranks.group is None else ranks.group.first(seed)
 
     def _start_random(self, seed):
         self._rng, self._optimizer = np.random.default_rng(seed), None
@@ -251,12 +255,15 @@ class ViT(ImageClassifier):
     def _loss(self):
         return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
 
-    def _stages(self, total):
-        return Stages(self.model_, self._optimizer, total, self._recipe, self._loss(), self._teacher)
+    def _floor(self):
+        """The least value of the loss where it is that of the labels, else 0."""
+        learns = {stage.learns for stage in self._recipe.stages} if self._recipe else {"labels"}
+        if self.distill_from is not None or learns != {"labels"}:
+            return 0.0
+        return smoothing_floor(self.label_smoothing, len(self.classes_))
 
-    def _trainer(self, objective=None):
-        options = {"rng": self._rng, "group": ranks.current(), "objective": objective}
-        options["on_nan"] = self.on_nan
+    def _trainer(self):
+        options = {"rng": self._rng, "group": ranks.group, "on_nan": self.on_nan}
         return Trainer(self.model_, self._optimizer, self._loss(), self.workers, **options)
 
     def _check_teacher(self):
@@ -297,7 +304,7 @@ class ViT(ImageClassifier):
 
     def _logits(self, X):
         check_is_fitted(self)
-        return self._trainer().predict(self._prepare(X))
+        return self._trainer().predict(self._check_images(X, reset=False), transform=self.normalize_)
 
     def _prepare(self, X):
         """Images as the network takes them: (n, H, W, C) float32, normalised as in training."""

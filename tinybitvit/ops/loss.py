@@ -91,7 +91,7 @@ def _check_alike(name: str, x: Array, target: Array) -> None:
         raise ValueError(f"{name}: input has shape {x.shape} and target {target.shape}; they must be equal")
 
 
-class MSE(Function, name="mse"):
+class MSE(Function, name="mse_loss"):
     """L = mean((x - t)^2) over all elements
 
     dL/dx = 2 (x - t) / n and dL/dt = -dL/dx.

@@ -1,8 +1,10 @@
 """One model of a study: trained, measured and saved."""
 
 import multiprocessing
+import os
 import signal
 import threading
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
+from ..train.convert.recipes import ABLATION
+from ..train.meter import say
 from . import report
 from .presets import load_data_once
 
@@ -76,11 +80,11 @@ def train_model(
 
     checkpoint, resume: see `tb.ViT.fit`; the seconds include those before the run was cut short.
     """
-    names = np.array(data.classes)
+    labels = data.named().y_train
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that overflow: the Trainer says it in one sentence
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few images of many classes
-        model = tb.ViT(**options).fit(data.X_train, names[data.y_train], checkpoint=checkpoint, resume=resume)
+        model = tb.ViT(**options).fit(data.X_train, labels, checkpoint=checkpoint, resume=resume)
     if model.interrupted_ and not model.n_iter_:
         raise KeyboardInterrupt  # before the end of the first epoch: there is nothing to report on
     return model, sum(model.history_["seconds"])
@@ -95,9 +99,9 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     data = load_data_once(**study.data, seed=run.seed)
     options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
     if run.recipe is not None:
-        options["recipe"] = run.recipe
+        options["recipe"] = ABLATION[run.recipe]
     if shared:
-        leave_interrupts_to_parent()
+        serve_parent()
         options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
     if run.twin is not None:
         twin = tb.load(study.model_file(run._replace(bits=32, recipe=None)), options.get("device", "cpu"))
@@ -116,18 +120,42 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     save(model, study.model_file(run))
     found = measure(model, data, guess)
     common = settings(model)
+    if run.recipe is not None:
+        common["recipe"] = run.recipe
     if "init_from" in study.options:
         common["init_from"] = source_name(study.options["init_from"])
     return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}
 
 
-def leave_interrupts_to_parent() -> None:
-    """In a process that joblib started: Ctrl-C strikes all processes of a terminal, and one is to tell of it.
+def serve_parent() -> None:
+    """In a process that joblib started: leave Ctrl-C to the parent, and end when the parent is gone.
 
-    The parent then ends the others; their runs go on from their last checkpoint.
+    Ctrl-C strikes all processes of a terminal, and one is to tell of it: the parent, which then ends the others. A
+    parent that is killed ends nobody. The runs of both go on from their last checkpoint.
     """
-    if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "watch" not in {thread.name for thread in threading.enumerate()}:
+        threading.Thread(target=end_with, args=(parent, os.getppid()), name="watch", daemon=True).start()
+
+
+def end_with(parent: Any, started_by: int) -> None:
+    """Wait until the parent is gone, or what started this process for it (a fork server); then end this process."""
+    while is_alive(parent) and os.getppid() == started_by:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def is_alive(parent: Any) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return parent.is_alive()
+    try:
+        os.kill(parent.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def start_model(source: Any) -> Any:
@@ -143,7 +171,7 @@ def save(model: "tb.ViT", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, packed=model.bits != 32)
     except (OSError, CheckpointError) as error:
-        print(f"model not saved, the study goes on: {error}", flush=True)
+        say(f"model not saved, the study goes on: {error}")
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
@@ -181,8 +209,8 @@ def shortened(value: Any) -> Any:
 
 def settings(model: "tb.ViT") -> dict[str, Any]:
     """How a model was made, as JSON takes it."""
-    names = ("recipe", "epochs", "batch_size", "lr", "activation_bits", "augment")
-    given = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    names = ("epochs", "batch_size", "lr", "label_smoothing", "activation_bits", "augment")
+    given = {"recipe": model.recipe, **{name: getattr(model, name) for name in names}}
     shape = {name: model.model_.config[name] for name in ("dim", "depth", "heads", "mlp_ratio")}
     return {**given, **shape, "patch_size": list(model.model_.embed.patch.patch_size)}
 

@@ -16,10 +16,10 @@ from ..models import source_of
 from ..quant import check_bits
 from ..train import Recipe, find_recipe
 from ..train.convert.recipes import ABLATION
-from ..train.meter import clock
+from ..train.meter import clock, say
 from . import report
 from .pictures import write_report
-from .presets import PRESETS, SHAPE, load_data_once, preset
+from .presets import PRESETS, SHAPE, chosen, default_of, load_data_once, preset
 from .results import add_run, begin, close, open_folder
 from .run import Run, Study, start_model, train_run
 
@@ -80,11 +80,6 @@ def run_sweep(
     return run_all(dataset, bits, shapes, [], **options)
 
 
-def default_of(name: str) -> Any:
-    """The default of a parameter of tb.ViT."""
-    return tb.ViT().get_params()[name]
-
-
 def run_ablation(
     dataset: str | PathLike = "digits",
     bits: Sequence[float] = (1,),
@@ -130,10 +125,10 @@ def run_all(
     began, seeds_used = time.perf_counter(), range(seed, seed + seeds)
     data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, teacher, options)
     results = begin(study, data, runs, resume, command)
-    print(data, flush=True)
+    say(str(data))
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
     done = {model["name"] for model in results["models"]}
-    progress = Progress(
+    progress = Tally(
         [run for run in runs if run.name not in done or not study.model_file(run).exists()],
         total=len(runs),
         trains=study.trains,
@@ -142,6 +137,7 @@ def run_all(
         for run, found in trained(study, runs, resume, jobs, progress):
             add_run(results, found, [r.name for r in runs])
             write_file(study.folder / "results.json", report.to_json(results))
+            progress.count(run, found)
             if found["interrupted"]:
                 break
             close(study, [run])
@@ -150,9 +146,9 @@ def run_all(
     finally:  # also where a later model fails or the disk is full: hours of training are not lost from sight
         load_data_once.cache_clear()
         if results["models"]:
-            print(f"\n{report.text_table(results)}\n", flush=True)
+            say(f"\n{report.text_table(results)}\n")
             write_report(study, results, data, runs)
-        print(f"{time.perf_counter() - began:.0f} s in all")
+        say(f"{time.perf_counter() - began:.0f} s in all")
     return results
 
 
@@ -167,8 +163,7 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         dataset = Path(dataset).absolute()  # a process on another machine may work in another folder
     images = {"dataset": dataset, **sizes}
     data = load_data_once(**images, seed=seeds[0])
-    start = options.get("init_from") or teacher
-    options = {**preset(dataset, start), **{k: v for k, v in options.items() if v is not None}}
+    options = chosen(dataset, len(data.y_train), options, options.get("init_from") or teacher)
     if "init_from" in options:
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
@@ -206,7 +201,7 @@ def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, rec
 def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
     """All runs in order, the full-precision model before those that learn or start from it.
 
-    recipes: for the low-bit models, one for each; without any they all have that of the options.
+    recipes: names in ABLATION, for a low-bit model each; without any they all have the recipe of the options.
     """
 
     def twin(recipe):
@@ -214,7 +209,7 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
             return None if "distill_from" in options else "distill_from"
         return "init_from" if recipes else None
 
-    ways = [(twin(recipe), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
+    ways = [(twin(ABLATION[recipe]), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
     if any(argument for argument, _ in ways):
         bits = [32, *(b for b in bits if b != 32)]
     cells = product(shapes, seeds, bits)
@@ -227,7 +222,7 @@ def low_bit_recipe(recipe, bits) -> Recipe:
 
 
 def trained(
-    study: Study, runs: Sequence[Run], resume: bool, jobs: int | None, progress: "Progress"
+    study: Study, runs: Sequence[Run], resume: bool, jobs: int | None, progress: "Tally"
 ) -> Iterator[tuple[Run, report.Results]]:
     """Train those of the runs that are to do, one after another or as many at a time as joblib has processes for."""
     from joblib import Parallel, delayed, effective_n_jobs
@@ -252,22 +247,19 @@ def trained(
             # joblib replaces a process whose memory has grown, as it does with the models, between two of them
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
             for found in parallel(tasks) if tasks else ():
-                progress.count(named[found["name"]], found)
                 yield named[found["name"]], found
 
 
 def one_by_one(
-    study: Study, runs: Iterable[Run], resume: bool, progress: "Progress"
+    study: Study, runs: Iterable[Run], resume: bool, progress: "Tally"
 ) -> Iterator[tuple[Run, report.Results]]:
     """Train them in this process, each on all cores."""
     for run in runs:
         progress.announce(run)
-        found = train_run(study, run, resume)
-        progress.count(run, found)
-        yield run, found
+        yield run, train_run(study, run, resume)
 
 
-class Progress:
+class Tally:
     """How far a study is, on stdout. trains: whether a run trains its model; others cost nothing."""
 
     def __init__(self, todo: Sequence[Run], total: int, trains: Callable[[Run], bool] = lambda run: True):
@@ -281,12 +273,12 @@ class Progress:
         return "" if seconds is None else f", about {clock(seconds)} left"
 
     def announce(self, run: Run) -> None:
-        print(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})", flush=True)
+        say(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})")
 
     def count(self, run: Run, found: report.Results) -> None:
         self.done, self.cost = self.done + 1, self.cost + (cost(run) if self.trains(run) else 0.0)
         took = f"accuracy {found['accuracy']:.4f}, {clock(found['seconds'])} of training"
-        print(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})", flush=True)
+        say(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})")
 
 
 def cost(run: Run) -> float:

@@ -10,8 +10,7 @@ import numpy as np
 from .. import functional as F
 from ..data import Normalize, read_image
 from ..files import new_file
-from .compare import compare_attention
-from .observe import attention
+from .observe import attention, compare_attention
 
 
 def attention_files(
