@@ -122,21 +122,22 @@ class Trainer:
         backend.check_number("batch_size", batch_size, 1, whole=True)
 
         def work(rows):
-            return self._answer(rows if transform is None else transform(rows))
+            with self.model.evaluating(), np.errstate(over="ignore", invalid="ignore"):
+                return self._forward(rows if transform is None else transform(rows))
 
         parts: list[np.ndarray] = []
         for start in range(0, max(len(x), 1), batch_size):  # no rows: one empty batch, for an output of its shape
             batch = x[start : start + batch_size]
             with self.threads.limits(len(batch)):
-                outputs = self.threads.run(work, [(batch[rows],) for rows in self.threads.shards(len(batch), cost=1)])
-            if check and not all(np.isfinite(a).all() for a in outputs):
-                bad = int(np.argmin(np.isfinite(np.concatenate(outputs).reshape(len(batch), -1)).all(axis=1)))
-                raise ValueError(
-                    f"the output for image {start + bad} is not finite: its pixels, or the weights of the network, are"
-                    " too large to compute with; give pixels like those of the training"
-                )
-            parts += outputs
-        return np.concatenate(parts)
+                parts += self.threads.run(work, [(batch[rows],) for rows in self.threads.shards(len(batch), cost=1)])
+        outputs = np.concatenate(parts)
+        finite = np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
+        if check and not finite.all():
+            raise ValueError(
+                f"the output for image {finite.argmin()} is not finite: its pixels, or the weights of the network, are"
+                " too large to compute with; give pixels like those of the training"
+            )
+        return outputs
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -185,10 +186,6 @@ class Trainer:
     def _forward(self, x):
         with autograd.no_grad():
             return self.model(self._to_tensor(x)).numpy()
-
-    def _answer(self, x):
-        with self.model.evaluating(), np.errstate(over="ignore", invalid="ignore"):
-            return self._forward(x)
 
     def _to_tensor(self, array):
         return F.as_tensor(array).to(self.device)
