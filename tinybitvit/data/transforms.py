@@ -84,9 +84,15 @@ class Normalize:
         convert = self.units.conversion(X)
         return lambda batch: self(convert(batch))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Black and white of a picture, as the numbers that are compared with the mean."""
+        black, white = self.units.ends
+        return black / self.units.divisor, white / self.units.divisor
+
     def for_pictures(self) -> dict[str, list[float]]:
         """{"mean", "std"} for pictures in 0..1, whose black and white become those of the training images."""
-        black, white = (end / self.units.divisor for end in self.units.ends)
+        black, white = self.ends
         return {"mean": ((self.mean - black) / (white - black)).tolist(), "std": (self.std / (white - black)).tolist()}
 
     def sight(self, other: "Normalize", X: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -114,7 +120,7 @@ class Normalize:
         """Those of pixels with this mean and std, sure for bytes and floats in 0..1 alone: here they are the same."""
         mean = float(self.mean.mean())
         high = 1.0 if self.mean.max() <= 1 else 16.0 if self.mean.max() <= 8 else 255.0
-        ground: Ground | None = None if len(self.mean) > 1 else "dark" if mean < high / 2 else "light"
+        ground: Ground | None = "dark" if len(self.mean) == 1 and mean < high / 2 else None
         sure = bool(high == 1 and self.mean.min() >= 0 and self.std.max() <= 0.5)
         return Units("float32", 0.0, high, False, ground, sure)
 

@@ -384,9 +384,14 @@ class ViT(ImageClassifier):
     def pack(self, layout: str | None = None) -> "ViT":
         """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`)."""
         check_is_fitted(self)
-        packed = copy.copy(self)
-        packed.model_, packed._optimizer = self.model_.pack(layout), None
-        return packed
+        return self.with_network(self.model_.pack(layout), self._rng)
+
+    def with_network(self, network: VisionTransformer, rng: np.random.Generator, **params: Any) -> "ViT":
+        """A copy with another network for the same images and classes, and with other parameters."""
+        other = copy.copy(self).set_params(**params)
+        other.model_, other._optimizer, other._rng = network, None, rng
+        network.preprocessing, other.history_ = self.model_.preprocessing, copy.deepcopy(self.history_)
+        return other
 
     def save(self, path: str | os.PathLike, packed: bool = False, half: bool = False) -> None:
         """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
