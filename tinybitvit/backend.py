@@ -6,11 +6,13 @@ operations receive it as `ctx.xp`, so the same text runs on either device. All r
 """
 
 import importlib.util
+import math
 import sys
 import threading
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +29,20 @@ def _is_device_array(a):
     # A CuPy array can only exist once cupy has been imported: without it no look-up is needed.
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(a, cupy.ndarray)
+
+
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False) -> bool:
+    """Whether the value of an option is a finite number in least..most. NumPy's numbers are numbers, bools are not."""
+    if not isinstance(value, Integral if whole else Real) or isinstance(value, (bool, np.bool_)):
+        return False
+    return math.isfinite(value) and bool(least <= value <= most)  # type: ignore[operator]
+
+
+def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False) -> None:
+    """ValueError, with the name of the option, unless `is_number`."""
+    if not is_number(value, least, most, whole):
+        limits = f" from {least:g} to {most:g}" if most < math.inf else f" from {least:g}" if least > -math.inf else ""
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number{limits}, not {value!r}")
 
 
 def array_module(*arrays):

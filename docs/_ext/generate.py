@@ -236,7 +236,9 @@ def describe(module_name, name):
 def module_page(name):
     module = importlib.import_module(name)
     parts = [heading(name), *to_rst(inspect.getdoc(module)), f".. py:module:: {name}\n"]
-    parts += [describe(name, member) for member in members(module)]
+    paged = ("tinybitvit.viz.measures",)  # of the modules in a package, those that have a page of their own
+    names = [n for n in members(module) if f"{name}.{n}" in paged or not inspect.ismodule(getattr(module, n))]
+    parts += [describe(name, member) for member in names]
     if name == "tinybitvit.ops":
         parts.insert(2, "The operations themselves have a page each: :doc:`/ops/index`.\n")
     return "\n".join(parts)

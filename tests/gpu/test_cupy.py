@@ -352,8 +352,7 @@ def test_numpy_in_and_numpy_out(data, bits, tmp_path):
 
 RECIPES = {
     "best": "best",
-    "settling, at rising strength": Recipe({}, (Stage(1, strength=(0.0, 1.0)), Stage(1, settle=True))),
-    "ede, progressive": Recipe({"ste": "ede"}, (Stage(1, bits=1.58), Stage(1, relative_lr=0.1))),
+    "ede, in two stages": Recipe({"ste": "ede"}, (Stage(1), Stage(1, relative_lr=0.1))),
 }
 
 

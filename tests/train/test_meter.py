@@ -11,7 +11,10 @@ from tinybitvit.study.run import Run
 from tinybitvit.train import meter
 
 TINY = {"dim": 8, "depth": 1, "heads": 2, "batch_size": 20, "augment": None, "device": "cpu", "random_state": 0}
-UPDATE = r"epoch 1/2, 33 %  loss \d\.\d{4}  accuracy [01]\.\d{3}  \d+ images/s on cpu  \d:\d\d left"
+FLOOR = r"\(label smoothing's floor: 0\.1985\)"
+UPDATE = (
+    rf"epoch 1/2, 33 %  loss \d\.\d{{4}} {FLOOR}  training accuracy [01]\.\d{{3}}  \d+ images/s on cpu  \d:\d\d left"
+)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_models_side_by_side_tell_which_they_are(tmp_path, capsys, monkeypatch):
 
 
 class Stand:
-    """A `Progress` after 30 of an epoch's 120 updates, 16 images each, which took a minute; two epochs are done."""
+    """A `Run` after 30 of an epoch's 120 updates, 16 images each, which took a minute; two epochs are done."""
 
     def __init__(self, loss=240.0, hits=360.0, weights=480.0):
         self.done, self.loader, self.history = 30, range(120), {"loss": [2.0, 1.0]}
@@ -75,12 +78,12 @@ class Stand:
 
 def test_time_left_is_that_of_this_epoch_and_those_to_come():
     line = meter.update_line(Stand(), 12, "cpu")
-    assert line == "epoch  3/12, 25 %  loss 0.5000  accuracy 0.750  8 images/s on cpu  39:00 left"
+    assert line == "epoch  3/12, 25 %  loss 0.5000  training accuracy 0.750  8 images/s on cpu  39:00 left"
     rows = {"loss": [2.0, 0.5], "accuracy": [0.5, 0.75], "val_loss": [None, 1.0], "val_accuracy": [None, 0.5]}
     line = meter.epoch_line({**rows, "seconds": [200.0, 100.0]}, 26, 800, "cuda")
-    expected = "epoch  2/26  loss 0.5000  accuracy 0.750  val_loss 1.0000  val_accuracy 0.500"
+    expected = "epoch  2/26  loss 0.5000  training accuracy 0.750  val_loss 1.0000  val_accuracy 0.500"
     assert line == f"{expected}  8 images/s on cuda  1:00:00 left"
 
 
 def test_an_epoch_without_a_finite_loss_is_told_too():
-    assert "loss 0.0000  accuracy 0.000" in meter.update_line(Stand(0.0, 0.0, 0.0), 12, "cpu")
+    assert "loss 0.0000  training accuracy 0.000" in meter.update_line(Stand(0.0, 0.0, 0.0), 12, "cpu")

@@ -196,8 +196,8 @@ def train(args: argparse.Namespace) -> int:
 
 def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
-    from ..study import load_data, measure, open_folder, preset, start_model, train_model
-    from ..train import delete_checkpoints
+    from ..study import chosen, load_data, measure, open_folder, start_model, train_model
+    from ..train import delete_checkpoints, undertrained
     from ..train.meter import say
 
     out = Path(args.out)
@@ -208,7 +208,7 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
     say(str(data))
-    options = {**preset(args.dataset, args.init_from), **model_arguments(args)}
+    options = chosen(args.dataset, len(data.y_train), model_arguments(args), args.init_from)
     options |= {"bits": args.bits, "random_state": args.seed}
     if args.init_from is not None:
         options["init_from"] = start_model(args.init_from)
@@ -220,6 +220,8 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
         delete_checkpoints(checkpoints)
     found = measure(model, data, model.predict(data.X_test))
     say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
+    if not model.interrupted_ and (why := undertrained(model.history_)):
+        say(f"undertrained: {why}; train for more epochs (--epochs)")
     if write:
         say(written(out))
     return INTERRUPTED if model.interrupted_ else 0

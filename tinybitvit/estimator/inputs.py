@@ -18,6 +18,7 @@ from ..models import VisionTransformer
 from ..models.vit import POOLS
 from ..quant.linear import ACTIVATION_BITS, WEIGHT_BITS
 from ..train import Recipe
+from ..train.loop import History
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +155,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     classes_: np.ndarray
     image_shape_: tuple[int, int, int]
     normalize_: Normalize
+    model_: VisionTransformer
+    history_: History
+    interrupted_: bool
 
     def check_images(self, X: Any) -> np.ndarray:
         """Images as in the fit: (n, H, W, C) of its shape, in its units, and those of X where they are the same."""
@@ -181,7 +185,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             if reset:
                 self.image_shape_ = X.shape[1:]
                 self.n_features_in_ = math.prod(self.image_shape_)
-                vars(self).pop("feature_names_in_", None)
+                self.__dict__.pop("feature_names_in_", None)
         else:
             X = validate_data(self, X, reset=reset, ensure_all_finite=False)
             if reset:

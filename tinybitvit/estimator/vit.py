@@ -1,43 +1,22 @@
 """tb.ViT: the Vision Transformer as a scikit-learn classifier."""
 
 import copy
-import inspect
 import os
-from collections.abc import Callable
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import train_test_split
-from sklearn.utils.validation import check_is_fitted, check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from .. import backend
-from .. import functional as F
-from ..data import Loader, Normalize, make_augment
-from ..data.images import auto_patch, encode_labels
-from ..models import VisionTransformer, shape_of, source_of, start_from
+from ..models import VisionTransformer
 from ..ops.norm import softmax_array
-from ..optim import AdamW, decay_groups
-from ..train import (
-    Checkpoints,
-    Recipe,
-    Stages,
-    Trainer,
-    describe_run,
-    find_recipe,
-    memory_advice,
-    model_fingerprint,
-    ranks,
-    run,
-    soft_targets,
-)
-from ..train.loop import HISTORY
-from .files import NETWORK, changed_options, labels_to_json, load_classifier, save_classifier
-from .inputs import FIT_RULES, ImageClassifier, check_options, plain
+from ..train import Checkpoints, Run, Stages, describe_run, empty_history
+from .build import TrainableClassifier
+from .files import labels_to_json, load_classifier, save_classifier
+from .inputs import FIT_RULES, check_options
 
 
-class ViT(ImageClassifier):
+class ViT(TrainableClassifier):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
     X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
@@ -80,10 +59,6 @@ class ViT(ImageClassifier):
     image_shape_ (H, W, C), normalize_ (`tb.data.Normalize`: mean, std and units of the pixels), interrupted_ (whether
     Ctrl-C or an error ended the training).
     """
-
-    _optimizer: AdamW | None = None  # while a training, or a series of partial_fit, goes on
-    _recipe: Recipe | None = None
-    _teacher: VisionTransformer | None = None  # where the recipe's stages learn from it
 
     def __init__(
         self,
@@ -179,28 +154,22 @@ class ViT(ImageClassifier):
             eval_set = new._check_eval_set(*eval_set)
         elif options.early_stopping:
             X, codes, weight, eval_set = new._hold_out(X, codes, weight, seed)
-        loader = new._loader(X, codes, weight, options)
-        schedule = new._stages(max(1, options.epochs * len(loader)))
-        new.history_ = {key: [] for key in HISTORY}
-        train = partial(
-            run,
-            new._trainer(schedule),
+        loader, trainer = new._loader(X, codes, weight, options), new._trainer()
+        run = Run(
+            trainer,
             loader,
-            options.epochs,
-            schedule=schedule,
+            Stages(trainer, max(1, options.epochs * len(loader)), new._recipe, new._teacher),
             targets=new._targets(X),
             validation=eval_set,
-            history=new.history_,
             patience=options.patience if options.early_stopping else None,
-            verbose=options.verbose,
             checkpoints=checkpoints,
+            verbose=options.verbose,
+            floor=new._floor(),
         )
         try:
-            self._train(new, train)
+            return self._train(new, run, options.epochs)
         finally:
-            schedule.finish()
             self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
-        return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "ViT":
         """One epoch over X at the constant learning rate `lr`, going on from what was learnt before. Returns self.
@@ -214,148 +183,33 @@ class ViT(ImageClassifier):
         X, codes, weight = new._check_training_data(X, y, sample_weight, classes, first)
         if first:
             X = new._build(X, new._draw_seed(), options)
-            new.history_ = {key: [] for key in HISTORY}
         else:
             new._check_network(options)
             X = new.normalize_.units.conversion(X)(X)
         if new._optimizer is None:
             new._optimizer = new._make_optimizer(options)
-        loader, trainer, targets = new._loader(X, codes, weight, options), new._trainer(), new._targets(X)
+        run = Run(
+            new._trainer(),
+            new._loader(X, codes, weight, options),
+            targets=new._targets(X),
+            history=empty_history() if first else new.history_,
+            verbose=options.verbose,
+            floor=new._floor(),
+        )
         for group in new._optimizer.param_groups:
             group["lr"] = options.lr
-        return self._train(
-            new,
-            partial(run, trainer, loader, 1, targets=targets, history=new.history_, verbose=options.verbose),
-        )
+        return self._train(new, run, 1)
 
-    def _train(self, new: "ViT", train: Callable[[], tuple[dict[str, list], bool]]) -> "ViT":
+    def _train(self, new: "ViT", run: Run, epochs: int) -> "ViT":
         """Become `new` and train: all that can be refused has been refused by now, and nothing had changed."""
-        new.interrupted_ = True  # until the end is reached
-        self.__dict__ = vars(new)
-        _, self.interrupted_ = train()
+        new.history_, new.interrupted_ = run.history, True  # until the end is reached
+        self.__dict__ = new.__dict__
+        _, self.interrupted_ = run.train(epochs)
         return self
 
     @property
     def n_iter_(self) -> int:
         return len(self.history_["loss"])
-
-    def _options(self) -> SimpleNamespace:
-        """All parameters as plain values. ValueError where one is none that a training can have."""
-        return SimpleNamespace(**check_options(self.get_params(deep=False)))
-
-    @memory_advice("the model")
-    def _build(self, X, seed, options):
-        """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
-        self._rng = np.random.default_rng(seed)
-        self._recipe = find_recipe(options.recipe, options.bits, options.distill_from is not None, options.warmup)
-        taught = any(stage.learns != "labels" for stage in self._recipe.stages)
-        teacher = self._check_teacher().model_ if taught or options.distill_from is not None else None
-        self._teacher = teacher if taught else None
-        start = options.distill_from if taught and options.init_from is None else options.init_from
-        source = None if start is None else source_of(start, self.image_shape_[:2])
-        if self._recipe.goes_on and (source is None or source.config["bits"] == 32):
-            raise ValueError("this recipe goes on with a low-bit model: give one as init_from")
-        self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
-        X = self.normalize_.units.conversion(X)(X)
-        self._build_network(source, options)
-        if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
-            # The same seed would repeat the batches that these networks were trained on: mix their weights in.
-            self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        self._optimizer = self._make_optimizer(options)
-        return X
-
-    def _build_network(self, source, options):
-        """The network on its device, with the weights and the architecture of `source` where there is one."""
-        shape = {name: getattr(options, name) for name in NETWORK}
-        if source is not None:
-            given = {name: v for name, v in shape.items() if v != DEFAULTS[name]}
-            shape |= shape_of(source, given | {"bits": options.bits})
-        elif options.patch_size == "auto":
-            shape["patch_size"] = auto_patch(self.image_shape_)
-        *size, channels = self.image_shape_
-        shape |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **shape, rng=self._rng)
-        self.model_.preprocessing = self.normalize_.for_pictures()
-        if source is not None:
-            start_from(self.model_, source)
-        device = backend.resolve_device(options.device)
-        if options.verbose == 1 and options.device == "auto" and (note := backend.auto_note()):
-            print(note, flush=True)
-        self.model_.to(device)
-
-    def _check_network(self, options):
-        """ValueError where a parameter was set to what the fitted network is not."""
-        for name, value in changed_options(self).items():
-            given = getattr(options, name)
-            if given != DEFAULTS[name] or name in ("bits", "activation_bits"):  # others may come from `init_from`
-                raise ValueError(
-                    f"{name} was set to {given!r}, but the network has {value!r}: call fit, or set it back"
-                )
-
-    def _draw_seed(self):
-        return ranks.first(check_random_state(self.random_state).randint(2**31))
-
-    def _make_optimizer(self, options):
-        return AdamW(decay_groups(self.model_, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
-
-    def _loader(self, X, codes, weight, options):
-        return Loader(
-            X,
-            codes,
-            min(options.batch_size, len(X)),
-            rng=self._rng,
-            augment=make_augment(options.augment, self.image_shape_),
-            transform=self.normalize_,
-            sample_weight=weight,
-        )
-
-    def _loss(self):
-        return partial(F.cross_entropy, label_smoothing=float(self.label_smoothing))
-
-    def _stages(self, total):
-        return Stages(self.model_, self._optimizer, total, self._recipe, self._loss(), self._teacher)
-
-    def _trainer(self, objective=None):
-        options = {"rng": self._rng, "group": ranks.current(), "objective": objective}
-        options["on_nan"] = self.on_nan
-        return Trainer(self.model_, self._optimizer, self._loss(), plain(self.workers), **options)
-
-    def _check_teacher(self):
-        if self.distill_from is None:
-            raise ValueError("this recipe learns from a teacher: give a fitted 32-bit ViT as distill_from")
-        if list(self.distill_from.classes_) != list(self.classes_):
-            raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
-        if self.distill_from.image_shape_ != self.image_shape_:
-            raise ValueError(
-                f"distill_from was fitted on images of shape {self.distill_from.image_shape_}, not {self.image_shape_}"
-            )
-        return self.distill_from
-
-    def _targets(self, X):
-        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher. X: the images."""
-        if self.distill_from is None:
-            return None
-        teacher = self._check_teacher()
-        sight = self.normalize_.sight(teacher.normalize_, X)
-        if self._teacher is None:
-            targets = soft_targets(teacher._trainer())
-            return targets if sight is None else lambda x, y: targets(sight(x), y)
-        if sight is not None:
-            raise ValueError("init_from and distill_from normalise images differently: this recipe needs them alike")
-        return None
-
-    def _check_eval_set(self, X, y):
-        X = self.prepare(X)
-        return X, encode_labels(self._check_labels(y, len(X)), self.classes_)
-
-    def _hold_out(self, X, codes, weight, seed):
-        rows, share = np.arange(len(X)), plain(self.validation_fraction)
-        try:
-            kept, held = train_test_split(rows, test_size=share, random_state=seed, stratify=codes)
-        except ValueError as error:
-            raise ValueError(f"validation_fraction={share} of {len(X)} images cannot be kept aside: {error}") from error
-        held_out = self.normalize_(X[held]), codes[held]
-        return X[kept], codes[kept], None if weight is None else weight[kept], held_out
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -375,9 +229,8 @@ class ViT(ImageClassifier):
 
     def _logits(self, X):
         check_is_fitted(self)
-        X, trainer = self._shaped(X), self._trainer()
-        prepare, step = self.normalize_.preparation(X), 256
-        return np.concatenate([trainer.predict(prepare(X[i : i + step])) for i in range(0, len(X), step)])
+        X = self._shaped(X)
+        return self._trainer().predict(X, transform=self.normalize_.preparation(X))
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -407,9 +260,6 @@ class ViT(ImageClassifier):
         from ..web import to_html
 
         return to_html(self, path, X=X)
-
-
-DEFAULTS = {name: p.default for name, p in inspect.signature(ViT).parameters.items()}
 
 
 def load(path: str | os.PathLike, device: str = "cpu") -> ViT:

@@ -11,6 +11,7 @@ from .. import backend
 from .. import functional as F
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
+from ..models.configs import check_room
 from ..nn import Module
 from ..quant import PackedLinear, choose_layout, pack, unpack, validate
 
@@ -90,19 +91,12 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
         raise CheckpointError(f"{path} does not hold the model that it describes ({reason}): {AGAIN}") from error
 
 
-def _check_sizes(config, state):
+def _check_sizes(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
     """ValueError where a description asks for a much larger network than the arrays are, before memory is taken."""
-    dim, hidden = config["dim"], int(config["dim"] * config["mlp_ratio"])
-    sizes = {"norm.weight": dim, "head.bias": config["num_classes"]}
-    if config["depth"]:
-        sizes["blocks.0.mlp.fc1.bias"] = hidden
-    wrong = [name for name, n in sizes.items() if n and len(state.get(name, ())) != n]
-    pixels = math.prod(F.as_pair(config["patch_size"])) * config["in_channels"]
-    tokens = math.prod(F.as_pair(config["image_size"])) // math.prod(F.as_pair(config["patch_size"]))
-    if wrong or config["depth"] > len(state) or pixels > state["embed.patch.proj.weight"].size:
-        raise ValueError(f"the sizes of {wrong[0] if wrong else 'the blocks or patches'} are others")
-    if not tokens <= state["embed.pos_embed"].shape[1] <= tokens + 1:
-        raise ValueError("the number of positions is another")
+    patch = math.prod(F.as_pair(config["patch_size"]))
+    tokens = math.prod(F.as_pair(config["image_size"])) // patch + config["registers"]
+    dim, others = config["dim"], tokens + patch * config["in_channels"] + config["num_classes"]
+    check_room(dim, int(dim * config["mlp_ratio"]), config["depth"], others, state)
 
 
 def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
@@ -110,12 +104,12 @@ def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
 
 
-def _disk_layout(layer):
+def _disk_layout(layer: PackedLinear) -> str:
     """The layout for a file: the smallest one, unless another one than the usual was asked for."""
     return choose_layout(layer.bits, "disk") if layer.layout == choose_layout(layer.bits) else layer.layout
 
 
-def _convert(packed, layer, source, target):
+def _convert(packed: np.ndarray, layer: PackedLinear, source: str, target: str) -> np.ndarray:
     """Bytes of a layer's weight, checked, from one layout to another."""
     shape = (layer.out_features, layer.in_features)
     validate(packed, source, shape)

@@ -1,9 +1,17 @@
 """Module and Parameter: networks as objects that know their weights."""
 
+import threading
 from contextlib import contextmanager
 
 from .. import backend
 from ..tensor import Tensor
+
+
+class _Evaluating(threading.local):
+    modules: frozenset["Module"] = frozenset()
+
+
+_evaluating = _Evaluating()
 
 
 class Parameter(Tensor):
@@ -20,8 +28,9 @@ class Module:
     calling `super().__init__()` first, and define `forward`; calling the module runs it and then its hooks.
     """
 
+    _training = True
+
     def __init__(self):
-        self.training = True
         self._buffers = []
         self._hooks = {}
 
@@ -122,17 +131,23 @@ class Module:
         """Switch to evaluation behaviour."""
         return self.train(False)
 
+    @property
+    def training(self) -> bool:
+        """Whether this is training behaviour: the mode that `train` and `eval` set, unless within `evaluating`."""
+        return self._training and self not in _evaluating.modules
+
+    @training.setter
+    def training(self, mode):
+        self._training = mode
+
     @contextmanager
     def evaluating(self):
-        """Within the block every module is in evaluation mode; each one's own mode is restored afterwards."""
-        before = [(m, m.training) for m in self.modules()]
-        for m, _ in before:
-            m.training = False
+        """Within the block every module is in evaluation mode, for this thread: others may train the same network."""
+        before, _evaluating.modules = _evaluating.modules, _evaluating.modules.union(self.modules())
         try:
             yield self
         finally:
-            for m, mode in before:
-                m.training = mode
+            _evaluating.modules = before
 
     def to(self, device):
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""

@@ -16,7 +16,7 @@ import tinybitvit as tb
 
 from ..data import Dataset
 from ..train import cores, delete_checkpoints
-from ..train.checkpoint import describe
+from ..train.resume import option_text
 from .report import GROUP, Results
 from .run import Run, Study, source_name
 
@@ -95,7 +95,7 @@ def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str |
         "classes": list(data.classes),
         "seeds": sorted({run.seed for run in runs}),
         "command": command,
-        "options": {name: describe(value) for name, value in options.items() if value is not None},
+        "options": {name: option_text(value) for name, value in options.items() if value is not None},
         "settings": {},
         "environment": {"tinybitvit": tb.__version__, "Python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scikit-learn")},

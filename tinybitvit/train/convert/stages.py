@@ -1,90 +1,98 @@
-"""A training in stages: what is learnt, from whom, how fast, and how much of the quantisation acts.
+"""A training in stages: what is learnt, from whom, and how fast.
 
-A `Stages` object is the schedule of a training (its `step` follows every update) and the objective of its Trainer. All
-that it does follows from the number of updates made and its `arrays`, so a training cut short resumes exactly.
+A `Stages` object is the schedule of a Trainer: its `step` follows every update. All that it does follows from the
+number of updates made, so a training cut short resumes exactly.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ... import backend
+from ...backend import check_number
+from ...models import VisionTransformer, ViTConfig
 from ...optim import warmup_cosine
-from ...quant.watch import Settle, low_bit_layers
-from .objectives import Distill, Labels, Reconstruct
+from ...quant.watch import low_bit_layers
+from ..step import Trainer
+from .objectives import Distill, Reconstruct
 
 LEARNS = ("labels", "outputs", "blocks")
+AVERAGE = 0.5  # of a rate that rises and falls along a cosine, in units of its peak
 
 
 @dataclass(frozen=True)
 class Stage:
     """A part of a training.
 
-    share: of all updates, relative to the other stages. learns: 'labels'; 'blocks', each block what the teacher's block
-    does; 'outputs', the teacher's outputs, end to end (see `train.objectives`). lr: peak learning rate (None: that of
-    the optimiser), times `factor`; it rises over the fraction `warmup` of the stage and then falls to 0 along half a
-    cosine. relative_lr, instead of lr: the peak in units of the mean size of the low-bit weights at the start, because
-    only their ratio counts for a sign (Quist et al. 2023, arXiv 2303.02452). path: lowers that peak in a long stage, so
-    that the rates of all its updates add up to so many mean sizes at most (None: any number). others: with relative_lr,
-    the peak for all other parameters in units of the optimiser's own (None: as for the low-bit weights). weight_decay:
-    a factor. centre: begin with every low-bit weight in the middle of its code (see `quant.BitLinear.centre`).
-    strength: how much of the quantisers acts at the start and at the end of the stage, linear in between. bits: another
-    bit width than the network's own. settle: in the first half find the weights whose codes swing, and hold them fixed
-    in the second (see `quant.watch.Settle`).
+    The learning rate rises to its peak and then falls to 0 along half a cosine. A peak in units of the mean size of the
+    low-bit weights suits them, because only their ratio counts for a sign (Quist et al. 2023, arXiv 2303.02452).
     """
 
-    share: float = 1.0
-    learns: str = "labels"
-    lr: float | None = None
-    relative_lr: float | None = None
-    path: float | None = None
-    others: float | None = None
-    factor: float = 1.0
-    weight_decay: float = 1.0
-    warmup: float = 0.0
-    strength: tuple[float, float] = (1.0, 1.0)
-    bits: float | None = None
-    settle: bool = False
-    centre: bool = False
+    share: float = 1.0  # of all updates, relative to the other stages
+    learns: str = "labels"  # 'labels', or of a teacher: 'blocks', each by itself, or 'outputs', end to end
+    relative_lr: float | None = (
+        None  # peak, in units of the low-bit weights' mean size at the start (None: optimiser's)
+    )
+    path: float | None = None  # lowers that peak so that all rates add up to at most so many mean sizes
+    others: float | None = None  # peak of all other parameters, in units of the optimiser's own (None: as low-bit ones)
+    factor: float = 1.0  # of the peak
+    weight_decay: float = 1.0  # in units of the optimiser's own
+    warmup: float = 0.0  # the fraction of the stage in which the rate rises
+    centre: bool = False  # begin with every low-bit weight in the middle of its code (see `BitLinear.centre`)
 
     def __post_init__(self):
         if self.learns not in LEARNS:
             raise ValueError(f"a stage learns {', '.join(map(repr, LEARNS))}, not {self.learns!r}")
+        check_number("the share of a stage", self.share)
         if not self.share > 0:
             raise ValueError(f"the share of a stage must be above 0, not {self.share!r}")
+        check_number("the warmup of a stage", self.warmup, 0, 1)
+        for name in ("factor", "weight_decay", "relative_lr", "path", "others"):
+            if (value := getattr(self, name)) is not None:
+                check_number(f"{name} of a stage", value, 0)
+        if self.path is not None and self.relative_lr is None:
+            raise ValueError("path limits the rates of a stage in units of relative_lr: give both")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a low-bit network is built and trained.
+    """How a low-bit network is built and trained."""
 
-    network: arguments of VisionTransformer; stages: of the training, in this order; distillation: arguments of
-    `train.objectives.Distill`, for stages that learn outputs; goes_on: for a low-bit network that is there already.
-    """
+    network: dict[str, Any] = field(default_factory=dict)  # arguments of VisionTransformer
+    stages: tuple[Stage, ...] = (Stage(),)  # of the training, in this order
+    distillation: dict[str, float] = field(default_factory=dict)  # arguments of `objectives.Distill`
+    goes_on: bool = False  # for a low-bit network that is there already
 
-    network: dict[str, Any] = field(default_factory=dict)
-    stages: tuple[Stage, ...] = (Stage(),)
-    distillation: dict[str, float] = field(default_factory=dict)
-    goes_on: bool = False
+    def __post_init__(self):
+        if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise ValueError(f"the stages of a recipe must be some tb.train.Stage, not {self.stages!r}")
+        known = {field.name for field in fields(ViTConfig)}
+        for what, given, names in (
+            ("network", self.network, known),
+            ("distillation", self.distillation, Distill.OPTIONS),
+        ):
+            if unknown := [name for name in given if name not in names]:
+                raise ValueError(
+                    f"the {what} of a recipe has no option {unknown[0]!r}; it has {', '.join(sorted(names))}"
+                )
 
 
 class Stages:
-    """Schedule and objective of a training with `total` updates of a model, after a Recipe.
+    """Schedule and objective of a Trainer with `total` updates to make, after a Recipe.
 
-    The learning rates and weight decays of the optimiser's groups are what the stages multiply. loss: that of the
-    labels. teacher: a full-precision VisionTransformer with the model's blocks, where a stage learns from one.
+    The learning rates and weight decays of the optimiser's groups are what the stages multiply. teacher: a
+    full-precision VisionTransformer with the model's blocks, where a stage learns from one.
     """
 
-    def __init__(self, model, optimizer, total, recipe, loss, teacher=None):
-        self.model, self.optimizer, self.stages = model, optimizer, recipe.stages
-        self.layers = low_bit_layers(model)
-        self.bits = [layer.bits for layer in self.layers]
-        self.groups = [(g, g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    def __init__(self, trainer: Trainer, total: int, recipe: Recipe, teacher: VisionTransformer | None = None):
+        self.trainer, self.stages = trainer, recipe.stages
+        self.layers = low_bit_layers(trainer.model)
+        self.groups = [(g, g["lr"], g["weight_decay"]) for g in trainer.optimizer.param_groups]
         self.size = mean_size(self.layers)
-        self.objectives = {"labels": Labels(loss)}
+        self.objectives = {"labels": trainer.objective}
         if teacher is not None:
-            check_same_shape(model, teacher)
+            check_same_shape(trainer.model, teacher)
             self.objectives["blocks"] = Reconstruct(teacher)
-            self.objectives["outputs"] = Distill(teacher, loss=loss, **recipe.distillation)
+            self.objectives["outputs"] = Distill(teacher, loss=trainer.loss, **recipe.distillation)
         for stage in recipe.stages:
             if stage.learns not in self.objectives:
                 raise ValueError(f"this recipe learns the {stage.learns} of a teacher: give one as distill_from")
@@ -92,55 +100,35 @@ class Stages:
         for stage in recipe.stages:
             so_far += stage.share
             self.ends.append(round(total * so_far / shares))
-        self.settle = None
         self.resume(0)
         self._centre()
 
-    def __call__(self, model, x, y, *weight):
-        """The objective of the present stage: (output, loss)."""
-        return self.objectives[self.stage.learns](model, x, y, *weight)
-
-    @property
-    def arrays(self):
-        """What besides `last` a checkpoint has to keep."""
-        return {} if self.settle is None else self.settle.arrays
-
-    def step(self):
-        self._enter(self.last + 1)
+    def step(self) -> None:
+        """Set everything for the next update."""
+        self.resume(self.last + 1)
         self._centre()
-        if self.stage.settle and self.layers:
-            self._settle()
 
-    def resume(self, last, arrays=None):
-        """Set everything for the update after the `last`-th; arrays: those of a checkpoint made there."""
-        self._enter(last)
-        self.settle = None if arrays is None else Settle(self.model, arrays)
-
-    def finish(self):
-        """Let the quantisers act in full, at the network's own bit width, however far the training has come."""
-        for layer, bits in zip(self.layers, self.bits, strict=True):
-            layer.strength, layer.bits = 1.0, bits
-
-    def _enter(self, last):
+    def resume(self, last: int) -> None:
+        """Set everything for the update after the `last`-th."""
         self.last = last
         i = next((i for i, end in enumerate(self.ends) if last < end), len(self.ends) - 1)
         start = self.ends[i - 1] if i else 0
-        self.stage = stage = self.stages[i]
-        self.done, self.length = last - start, self.ends[i] - start
+        self.stage, self.done, self.length = self.stages[i], last - start, self.ends[i] - start
+        self.trainer.objective = self.objectives[self.stage.learns]
+        self._set_rates()
+        for layer in self.layers:
+            layer.temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
+
+    def _set_rates(self):
+        stage = self.stage
         factor = stage.factor * warmup_cosine(self.done, self.length, round(stage.warmup * self.length))
-        own = stage.lr if stage.relative_lr is None else stage.relative_lr * self.size
+        peak = None if stage.relative_lr is None else stage.relative_lr * self.size
         if stage.path is not None:
-            average = 0.5  # of warm-up and cosine
-            own = min(own, stage.path * self.size / (average * max(self.length, 1)))
+            peak = min(peak, stage.path * self.size / (AVERAGE * max(self.length, 1)))
         for group, lr, decay in self.groups:
             apart = stage.others is not None and not group.get("low_bit")
-            group["lr"] = (stage.others * lr if apart else own or lr) * factor
+            group["lr"] = (stage.others * lr if apart else peak or lr) * factor
             group["weight_decay"] = decay * stage.weight_decay
-        low, high = stage.strength
-        strength = low + (high - low) * min(self.done / max(self.length, 1), 1.0)
-        temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
-        for layer, bits in zip(self.layers, self.bits, strict=True):
-            layer.strength, layer.bits, layer.temperature = strength, stage.bits or bits, temperature
 
     def _centre(self):
         """Where a stage begins, and not where a run resumes there: its weights are centred already."""
@@ -148,18 +136,8 @@ class Stages:
             for layer in self.layers:
                 layer.centre()
 
-    def _settle(self):
-        if self.settle is None:
-            self.settle = Settle(self.model)
-        elif self.done < self.length // 2:
-            self.settle.observe()
-        elif not self.settle.frozen:
-            self.settle.freeze()
-        else:
-            self.settle.hold()
 
-
-def check_same_shape(model, teacher):
+def check_same_shape(model: Any, teacher: VisionTransformer) -> None:
     """ValueError where a model cannot learn from a teacher block by block."""
     for name in ("depth", "dim"):
         mine, theirs = model.config[name], teacher.config[name]
@@ -170,7 +148,7 @@ def check_same_shape(model, teacher):
             )
 
 
-def mean_size(layers):
+def mean_size(layers: list) -> float:
     """The mean |w| of all latent weights, 0 without any."""
     sums = backend.to_host([abs(layer.weight.data).sum() for layer in layers])
     return sum(map(float, sums)) / max(sum(layer.weight.size for layer in layers), 1)
