@@ -8,7 +8,7 @@ import pytest
 import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.study.run import Run
-from tinybitvit.train import meter
+from tinybitvit.train import meter, smoothing_floor, undertrained
 
 TINY = {"dim": 8, "depth": 1, "heads": 2, "batch_size": 20, "augment": None, "device": "cpu", "random_state": 0}
 FLOOR = r"\(label smoothing's floor: 0\.1985\)"
@@ -87,3 +87,51 @@ def test_time_left_is_that_of_this_epoch_and_those_to_come():
 
 def test_an_epoch_without_a_finite_loss_is_told_too():
     assert "loss 0.0000  training accuracy 0.000" in meter.update_line(Stand(0.0, 0.0, 0.0), 12, "cpu")
+
+
+# --- what the numbers mean --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])
+def test_the_floor_is_the_least_smoothed_loss(smoothing, classes):
+    """At the logits log t of the smoothed labels t; any others cost more."""
+    t = (1 - smoothing) * np.eye(classes) + smoothing / classes
+    y, floor = np.arange(classes), smoothing_floor(smoothing, classes)
+    logits = np.log(np.maximum(t, 1e-300))
+    least = tb.functional.cross_entropy(logits, y, label_smoothing=smoothing).data
+    assert floor == pytest.approx(float(least), abs=1e-12)
+    other = logits + np.random.default_rng(0).normal(size=logits.shape) / 10
+    assert float(tb.functional.cross_entropy(other, y, label_smoothing=smoothing).data) > floor or smoothing == 0
+
+
+def test_the_floor_is_told_where_it_is_one(data, capsys):
+    teacher = tb.ViT(**TINY, bits=32, epochs=1, verbose=1).fit(*data)
+    tb.ViT(**TINY, epochs=1, label_smoothing=0.0, verbose=1).fit(*data)
+    tb.ViT(**TINY, epochs=1, distill_from=teacher, verbose=1).fit(*data)
+    assert ["floor: 0.1985" in line for line in lines(capsys)] == [True, False, False]
+
+
+def test_validation_is_told_beside_the_training_accuracy(data, capsys):
+    tb.ViT(**TINY, epochs=1, verbose=1).fit(*data, eval_set=data)
+    (line,) = lines(capsys)
+    assert re.search(r"  training accuracy \d\.\d{3}  val_loss \d\.\d{4}  val_accuracy \d\.\d{3}  ", line)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ([], "no epoch was finished"),
+        ([0.4], "the training accuracy is 40.0 % after 1 epochs and rises no more"),
+        ([0.99], None),
+        ([0.5, 0.9], "90.0 % after 2 epochs and still rises, by 40.0 points"),
+        ([0.5, 0.9, 0.905], None),
+        ([0.7] * 20, "70.0 % after 20 epochs and rises no more"),
+        ([*np.linspace(0.1, 0.97, 20), *[0.97] * 10], None),
+        (np.linspace(0.1, 0.97, 30).tolist(), "and still rises, by 18.0 points"),
+        ([0.1, 0.97, *[0.97, 0.96] * 10], None),
+    ],
+)
+def test_undertrained(accuracy, words):
+    found = undertrained({"accuracy": accuracy})
+    assert (found is None) if words is None else words in found

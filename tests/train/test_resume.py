@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,6 +232,84 @@ def test_any_schedule_rises_then_falls_and_goes_on(total, share, final, at):
     resumed.last = round(at * (total - 1)) - 1
     resumed.step()
     assert resumed.optimizer.param_groups[0]["lr"] == rates[resumed.last]
+
+
+def arrays_to_hash(draw):
+    """Images, labels and weights of any dtype and layout."""
+    n, side = draw(st.integers(1, 200)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    X = rng.integers(0, 256, (n, side, side, 1)).astype(draw(st.sampled_from(["uint8", "float32", "float64", "int64"])))
+    if draw(st.booleans()):
+        X = np.asfortranarray(X)
+    labels = draw(st.sampled_from(["int64", "U3", "O"]))
+    return X, rng.integers(0, 9, n).astype("U3" if labels == "O" else labels).astype(labels), rng.random(n)
+
+
+@given(data=st.data(), block=st.sampled_from([1, 50, 2**24]))
+def test_any_change_of_any_data_is_noticed(data, block):
+    """One element of one array, an image more or less, two rows exchanged, another shape, dtype or order of arrays."""
+    arrays = arrays_to_hash(data.draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "BLOCK", block)
+        mark = resume.fingerprint(*arrays)
+        assert mark == resume.fingerprint(*(np.array(a, order="C") for a in arrays)), (
+            "the layout in memory is no change"
+        )
+        which = data.draw(st.integers(0, 2))
+        changed = [a.copy() for a in arrays]
+        row = data.draw(st.integers(0, len(arrays[which]) - 1))
+        old = changed[which][row].copy() if which == 0 else changed[which][row]
+        changed[which][row] = "x" if changed[which].dtype.kind in "UO" else old + 1
+        assert resume.fingerprint(*changed) != mark
+        X, *rest = arrays
+        for other in (X[:-1], X[..., 0], X.astype("int16"), np.concatenate([X, X[:1]])):
+            assert resume.fingerprint(other, *rest) != mark
+        assert resume.fingerprint(X, *rest[::-1]) != mark
+        assert resume.fingerprint(X, *rest, None) != mark
+        if (X[0] != X[-1]).any():
+            assert resume.fingerprint(np.concatenate([X[-1:], X[1:-1], X[:1]]), *rest) != mark
+
+
+def test_a_change_between_64_rows_is_another_run(data, monkeypatch, tmp_path):
+    """Also of the teacher's weights and of the images that are only measured."""
+    X, y = (np.concatenate([a] * 3) for a in data)
+    extra = {"eval_set": (X, y)}
+    cut(monkeypatch, 3)
+    with pytest.raises(Cut):
+        fit((X, y), tmp_path, extra)
+    monkeypatch.setattr(Run, "count", original)
+    other = X.copy()
+    other[7, 0, 0] += 1e-3
+    for images, validation in ((other, X), (X, other)):
+        with pytest.raises(CheckpointError, match="it had other data; give what it was"):
+            fit((images, y), tmp_path, {"eval_set": (validation, y)})
+    one, two = np.zeros((200, 3)), np.zeros((200, 3))
+    two[1, 1] = 1
+    networks = [SimpleNamespace(state_dict=lambda w=w: {"w": w}) for w in (one, two)]
+    assert resume.option_text(networks[0]) != resume.option_text(networks[1])
+
+
+def test_hashing_is_fast_and_makes_no_copy():
+    images = np.zeros((50_000, 32, 32, 3), "uint8")  # CIFAR-10: 154 MB
+    tracemalloc.start()
+    try:
+        start = time.process_time()
+        resume.fingerprint(images)
+        seconds = time.process_time() - start
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seconds < 2 and peak < 1e6
+
+
+def test_checkpoints_of_earlier_versions_are_refused(data, half_done):
+    """They say of their data only what 64 rows were."""
+    for path in files_in(half_done):
+        arrays, info = read_safetensors(path)
+        info["run"]["data"] = info["run"].pop(resume.DATA)
+        write_safetensors(path, arrays, info)
+    with pytest.raises(CheckpointError, match=r"do not say what its images and labels .*another version of TinyBitViT"):
+        fit(data, half_done)
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

@@ -142,6 +142,30 @@ def test_the_temperature_of_ede_rises_from_a_tenth_to_ten():
     np.testing.assert_allclose(seen, np.logspace(-1, 1, 11))
 
 
+@pytest.mark.parametrize("name", ["share", "relative_lr", "path", "others", "factor", "weight_decay", "warmup"])
+@pytest.mark.parametrize("value", [-1, "1", True, float("nan"), float("inf")])
+def test_options_of_a_stage_are_checked_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name} of a stage must be"):
+        Stage(**{name: value})
+
+
+def test_options_of_a_recipe_are_checked_by_name():
+    assert Stage(relative_lr=np.float32(0.5), warmup=np.float64(0.1)).warmup == 0.1
+    with pytest.raises(ValueError, match="path limits the rates of a stage in units of relative_lr: give both"):
+        Stage(path=1.0)
+    with pytest.raises(ValueError, match="warmup of a stage must be a number from 0 to 1, not 2"):
+        Stage(warmup=2)
+    for stages in ((), ("labels",), (Stage(), None)):
+        with pytest.raises(ValueError, match=r"the stages of a recipe must be some tb\.train\.Stage"):
+            Recipe(stages=stages)
+    with pytest.raises(ValueError, match=r"the network of a recipe has no option 'granularty'; it has .*granularity"):
+        Recipe({"granularty": "row"})
+    with pytest.raises(
+        ValueError, match="distillation of a recipe has no option 'attention'; it has hidden, labels, temp"
+    ):
+        Recipe(distillation={"attention": 1.0})
+
+
 def test_stages_that_cannot_be():
     with pytest.raises(ValueError, match="a stage learns 'labels', 'outputs', 'blocks', not 'magic'"):
         Stage(learns="magic")

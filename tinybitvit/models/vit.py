@@ -75,7 +75,15 @@ class Block(Module):
 
 
 POOLS = ("mean", "cls", "cls+mean", "cls+dist")
+LEAST = {"in_channels": 1, "num_classes": 0, "dim": 1, "depth": 0, "heads": 0, "registers": 0}
 Size = int | tuple[int, int]  # one number, or (height, width)
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number, also in a tuple, as Python's: JSON knows no other."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(plain, value))
+    return value.item() if hasattr(value, "item") else value
 
 
 @dataclass
@@ -98,9 +106,7 @@ class ViTConfig:
     scale: str = "absmean"  # how the scale of a low-bit weight is found
     ste: str = "identity"  # gradient of the weights' quantiser
     sub_norm: bool | None = None  # a norm of its own before proj and fc2 (None: where bits < 32)
-    layer_scale: float | None = (
-        None  # initial factor of a learnt scale per channel on each branch (None: no such layer)
-    )
+    layer_scale: float | None = None  # initial factor of a learnt scale per channel on each branch (None: without)
     class_token: bool | None = None  # (None: where `pool` reads it)
     registers: int = 0  # extra tokens that no image patch owns
     dropout: float = 0.0  # probability, after attention and MLP
@@ -109,24 +115,20 @@ class ViTConfig:
     layout: str | None = None  # of PackedLinears, for inference only, to be filled by `load_state_dict` (see `pack`)
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            setattr(self, name, plain(value))
         if self.pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {self.pool!r}")
-        for name, least in {
-            "in_channels": 1,
-            "dim": 1,
-            "heads": 0,
-            "depth": 0,
-            "num_classes": 0,
-            "registers": 0,
-        }.items():
+        for name, least in LEAST.items():
             check_number(name, getattr(self, name), whole=True)
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is too small for a network: choose a larger one")
-            setattr(self, name, int(getattr(self, name)))
-        for name, most in {"mlp_ratio": math.inf, "eps": math.inf, "dropout": 1}.items():
-            check_number(name, getattr(self, name), 0, most)
+        for name in ("mlp_ratio", "eps", "dropout"):
+            check_number(name, getattr(self, name), 0, 1 if name == "dropout" else math.inf)
         if self.dim * self.mlp_ratio < 1:
             raise ValueError("mlp_ratio is too small for a network: choose a larger one")
+        if self.layer_scale is not None:
+            check_number("layer_scale", self.layer_scale)
         check_bits(self.bits, self.activation_bits)
         check_divides(*F.as_pair(self.image_size), F.as_pair(self.patch_size))
         if self.class_token is None:

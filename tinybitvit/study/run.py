@@ -80,11 +80,11 @@ def train_model(
 
     checkpoint, resume: see `tb.ViT.fit`; the seconds include those before the run was cut short.
     """
-    names = np.array(data.classes)
+    labels = data.named().y_train
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that overflow: the Trainer says it in one sentence
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few images of many classes
-        model = tb.ViT(**options).fit(data.X_train, names[data.y_train], checkpoint=checkpoint, resume=resume)
+        model = tb.ViT(**options).fit(data.X_train, labels, checkpoint=checkpoint, resume=resume)
     if model.interrupted_ and not model.n_iter_:
         raise KeyboardInterrupt  # before the end of the first epoch: there is nothing to report on
     return model, sum(model.history_["seconds"])

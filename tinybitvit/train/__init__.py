@@ -3,10 +3,10 @@
 from .convert.recipes import find_recipe
 from .convert.stages import Recipe, Stage, Stages
 from .loop import Run, code_diagnostics, empty_history, evaluate, soft_targets
-from .meter import smoothing_floor, undertrained
+from .meter import undertrained
 from .resume import Checkpoints, delete_checkpoints, describe_run, model_fingerprint
 from .shards import cores, memory_advice, single_threaded_blas
-from .step import Trainer
+from .step import Trainer, smoothing_floor
 
 __all__ = [
     "Checkpoints",

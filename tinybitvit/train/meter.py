@@ -1,7 +1,6 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ class Meter:
 
     verbose: 1; 0 for nothing; or a text that begins each line, where several trainings share a screen: then there is at
     most one line a minute in all. epochs: of the whole training. device: a name to print. floor: the least value that
-    the loss can take, if it is not 0 (see `smoothing_floor`).
+    the loss can take, if it is not 0 (see `step.smoothing_floor`).
     """
 
     def __init__(self, verbose: int | str, epochs: int, device: str, floor: float = 0.0):
@@ -66,13 +65,6 @@ def learnt(loss: float, accuracy: float, floor: float) -> str:
     """What an epoch shows of the images that are trained on."""
     least = f" (label smoothing's floor: {floor:.4f})" if floor else ""
     return f"  loss {loss:.4f}{least}  training accuracy {accuracy:.3f}"
-
-
-def smoothing_floor(label_smoothing: float, classes: int) -> float:
-    """The least cross-entropy that smoothed labels allow: their entropy, which a perfect network still pays."""
-    other = label_smoothing / classes
-    shares = [1 - label_smoothing + other, *[other] * (classes - 1)]
-    return -sum(p * math.log(p) for p in shares if p > 0)
 
 
 def undertrained(history: Mapping[str, Sequence]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -144,7 +144,7 @@ class Threads:
         """work(*job) for all jobs, the last one on this thread, the others on the pool; results in order."""
         pool = self.pool if len(jobs) > 1 else None
         if pool is None:
-            return [work(*job) for job in jobs]
+            return list(starmap(work, jobs))
         futures = [pool.submit(work, *job) for job in jobs[:-1]]
         try:
             last = work(*jobs[-1])

@@ -34,6 +34,13 @@ class Labels:
         return output, self.loss(output, y, *weight)
 
 
+def smoothing_floor(label_smoothing: float, classes: int) -> float:
+    """The least cross-entropy that smoothed labels allow: their entropy, which a perfect network still pays."""
+    other = label_smoothing / classes
+    shares = [1 - label_smoothing + other, *[other] * (classes - 1)]
+    return -sum(p * math.log(p) for p in shares if p > 0)
+
+
 class Shard(NamedTuple):
     """The rows of a batch that one thread works on, and their share of the mean loss."""
 

@@ -4,6 +4,7 @@ A `Stages` object is the schedule of a Trainer: its `step` follows every update.
 number of updates made, so a training cut short resumes exactly.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -42,13 +43,11 @@ class Stage:
     def __post_init__(self):
         if self.learns not in LEARNS:
             raise ValueError(f"a stage learns {', '.join(map(repr, LEARNS))}, not {self.learns!r}")
-        check_number("the share of a stage", self.share)
-        if not self.share > 0:
-            raise ValueError(f"the share of a stage must be above 0, not {self.share!r}")
-        check_number("the warmup of a stage", self.warmup, 0, 1)
-        for name in ("factor", "weight_decay", "relative_lr", "path", "others"):
+        for name in ("share", "relative_lr", "path", "others", "factor", "weight_decay", "warmup"):
             if (value := getattr(self, name)) is not None:
-                check_number(f"{name} of a stage", value, 0)
+                check_number(f"the {name} of a stage", value, 0, 1 if name == "warmup" else math.inf)
+        if not self.share:
+            raise ValueError(f"the share of a stage must be above 0, not {self.share!r}")
         if self.path is not None and self.relative_lr is None:
             raise ValueError("path limits the rates of a stage in units of relative_lr: give both")
 
