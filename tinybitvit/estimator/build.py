@@ -14,6 +14,7 @@ from ..data import Loader, Normalize, make_augment
 from ..data.images import auto_patch, encode_labels
 from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..optim import AdamW, decay_groups
+from ..quant.quantizer import bits_beside, own_options
 from ..train import (
     Recipe,
     Trainer,
@@ -44,6 +45,8 @@ class TrainableClassifier(ImageClassifier):
     def _build(self, X, seed, options):
         """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
         self._rng = np.random.default_rng(seed)
+        defaults = inspect.signature(type(self)).parameters
+        options.bits = bits_beside(options.quantizer, options.bits, defaults["bits"].default)
         self._recipe = find_recipe(options.recipe, options.bits, options.distill_from is not None, options.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
         teacher = self._check_teacher().model_ if taught or options.distill_from is not None else None
@@ -72,7 +75,7 @@ class TrainableClassifier(ImageClassifier):
             shape["patch_size"] = auto_patch(self.image_shape_)
         *size, channels = self.image_shape_
         shape |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **shape, rng=self._rng)
+        self.model_ = VisionTransformer(tuple(size), **own_options(shape, self.quantizer), rng=self._rng)
         self.model_.preprocessing = self.normalize_.for_pictures()
         if source is not None:
             start_from(self.model_, source)

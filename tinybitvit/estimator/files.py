@@ -12,6 +12,7 @@ from ..data import Normalize
 from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
+from ..quant import Quantizer
 from .inputs import plain
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
@@ -24,6 +25,8 @@ def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = Fal
     functions) a text such as '<ViT>' is kept, which a fit that needs them refuses. ValueError for such labels.
     """
     params = classifier.get_params(deep=False) | changed_options(classifier)
+    if isinstance(classifier.quantizer, Quantizer):  # packed bytes are of a built-in width
+        params["bits"] = classifier.quantizer.packed_bits
     names = getattr(classifier, "feature_names_in_", None)
     fitted = {
         "params": {name: to_json(value) for name, value in params.items()},
@@ -72,6 +75,8 @@ def changed_options(classifier: Any) -> dict[str, Any]:
     """The options of the network, as it has them, where the classifier's parameters say something else."""
     config, changed = classifier.model_.config, {}
     for name in NETWORK:
+        if name == "bits" and classifier.quantizer is not None:
+            continue  # they are those of the quantiser
         value = plain(getattr(classifier, name))
         if name == "patch_size":
             value = auto_patch(classifier.image_shape_) if value == "auto" else F.as_pair(value)

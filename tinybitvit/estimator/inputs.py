@@ -16,7 +16,8 @@ from ..data import Normalize, read_image
 from ..data.images import check_finite, check_images, encode_labels, flat_shape
 from ..models import VisionTransformer
 from ..models.vit import POOLS
-from ..quant.linear import ACTIVATION_BITS, WEIGHT_BITS
+from ..quant import Quantizer
+from ..quant.quantizer import ACTIVATION_BITS, WEIGHT_BITS
 from ..train import Recipe
 from ..train.loop import History
 
@@ -64,6 +65,9 @@ FRACTION = number("is a fraction and must lie in 0..1", lambda v: 0 <= v <= 1)
 FLAG = Rule("must be True or False", lambda v: isinstance(v, bool))
 RULES = {
     "bits": one_of(*WEIGHT_BITS),
+    "quantizer": Rule(
+        "must be None, a tb.quant.Quantizer or the name of one", lambda v: v is None or isinstance(v, (str, Quantizer))
+    ),
     "activation_bits": one_of(*ACTIVATION_BITS),
     "patch_size": Rule(
         "must be 'auto', a whole number of pixels or a pair (height, width) of them",

@@ -24,7 +24,7 @@ class ViT(TrainableClassifier):
 
     Parameters
     ----------
-    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP.
+    bits : 32, 8, 4, 3, 2, 1.58 or 1, the width of the weights in attention and MLP. quantizer : your own, instead.
     activation_bits : 8, 4, 1 or None (not quantised), the width of their inputs where bits < 32.
     patch_size : int or (height, width) in pixels, or 'auto' (2 for 8 x 8 images, 4 for 28 x 28 and 32 x 32).
     dim, depth, heads, mlp_ratio : size of the network: channels, blocks, attention heads, MLP width / dim.
@@ -64,6 +64,7 @@ class ViT(TrainableClassifier):
         self,
         *,
         bits=1.58,
+        quantizer=None,
         activation_bits=8,
         patch_size="auto",
         dim=64,
@@ -92,6 +93,7 @@ class ViT(TrainableClassifier):
         verbose=1,
     ):
         self.bits = bits
+        self.quantizer = quantizer
         self.activation_bits = activation_bits
         self.patch_size = patch_size
         self.dim = dim

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import Normalize
-from ..quant import LAYOUTS, BitLinear, PackedLinear, choose_layout, pack
+from ..quant import LAYOUTS, BitLinear, PackedLinear, pack
 from ..viz import page as attention_page
 from ..viz.record import CAVEAT
 
@@ -99,7 +99,7 @@ def _arrays(network: Any) -> dict[str, Entry]:
     for name, layer in network.named_modules():
         if isinstance(layer, (BitLinear, PackedLinear)):
             codes, scale = map(backend.to_numpy, layer.codes())
-            layout = choose_layout(layer.bits, "disk")
+            layout = layer.quantizer.layout("disk")
             arrays.pop(f"{name}.weight", None)
             arrays[f"{name}.packed"] = (layout, codes.shape, pack(codes, layout))
             arrays[f"{name}.scale"] = ("float32", (scale.size,), scale.reshape(-1).astype("<f4"))
