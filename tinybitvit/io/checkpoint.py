@@ -45,6 +45,11 @@ def save_model(
     if packed and not model.config["layout"]:
         model = model.pack()
     is_packed = bool(model.config["layout"])
+    if quantizer := model.config.get("quantizer"):
+        raise ValueError(
+            f"a file of latent weights cannot hold your quantizer {quantizer.name!r}, which is a program: save with "
+            "packed=True, whose bytes need none"
+        )
     if half and not is_packed:
         raise ValueError("half=True is for packed files: float16 would spoil the latent weights of a full one")
     state = {name: backend.to_numpy(a) for name, a in model.state_dict().items()}
@@ -106,7 +111,7 @@ def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
 
 def _disk_layout(layer: PackedLinear) -> str:
     """The layout for a file: the smallest one, unless another one than the usual was asked for."""
-    return choose_layout(layer.bits, "disk") if layer.layout == choose_layout(layer.bits) else layer.layout
+    return layer.quantizer.layout("disk") if layer.layout == layer.quantizer.layout() else layer.layout
 
 
 def _convert(packed: np.ndarray, layer: PackedLinear, source: str, target: str) -> np.ndarray:

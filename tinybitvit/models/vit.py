@@ -12,7 +12,8 @@ from .. import functional as F
 from ..backend import check_number
 from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
 from ..ops.patch import check_divides
-from ..quant import BitLinear, PackedLinear, check_bits, choose_layout
+from ..quant import BitLinear, PackedLinear, Quantizer, check_bits, choose_layout, find_quantizer
+from ..quant.quantizer import OPTIONS, bits_beside
 from ..tensor import Tensor
 
 Builder = Callable[..., Module]  # (in_features, out_features) -> a linear layer
@@ -113,6 +114,7 @@ class ViTConfig:
     eps: float = 1e-6  # of the norms
     gelu: str = "tanh"  # or 'none', the exact one
     layout: str | None = None  # of PackedLinears, for inference only, to be filled by `load_state_dict` (see `pack`)
+    quantizer: Quantizer | str | None = None  # of your own, or a built-in one's name: has bits and the like of its own
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -129,7 +131,9 @@ class ViTConfig:
             raise ValueError("mlp_ratio is too small for a network: choose a larger one")
         if self.layer_scale is not None:
             check_number("layer_scale", self.layer_scale)
-        check_bits(self.bits, self.activation_bits)
+        if self.quantizer is not None:
+            self._take(find_quantizer(self.quantizer, self.granularity, self.scale, self.ste))
+        self.bits, self.activation_bits = check_bits(self.bits, self.activation_bits, self.quantizer)
         check_divides(*F.as_pair(self.image_size), F.as_pair(self.patch_size))
         if self.class_token is None:
             self.class_token = "cls" in self.pool
@@ -140,16 +144,24 @@ class ViTConfig:
         if self.sub_norm is None:
             self.sub_norm = self.bits != 32
 
+    def _take(self, quantizer):
+        """The options of a quantiser; a built-in one is nothing but them."""
+        bits_beside(quantizer, self.bits, 32)
+        for name in OPTIONS:
+            setattr(self, name, getattr(quantizer, name))
+        self.quantizer = None if quantizer.built_in else quantizer
+
     def linears(self, rng: backend.Generator) -> tuple[Builder, Builder]:
         """What builds qkv and fc1, and what builds proj and fc2, from (in_features, out_features)."""
         if self.bits == 32:
             return (partial(Linear, rng=rng),) * 2
-        options: Any = {"activation_bits": self.activation_bits, "granularity": self.granularity}
         linear: Builder
-        if self.layout is None:
-            linear = partial(BitLinear, bits=self.bits, scale=self.scale, ste=self.ste, rng=rng, **options)
+        if self.layout is not None:
+            options: Any = {"bits": self.bits, "granularity": self.granularity, "layout": self.layout}
+            linear = partial(PackedLinear, activation_bits=self.activation_bits, **options)
         else:
-            linear = partial(PackedLinear, bits=self.bits, layout=self.layout, **options)
+            quantizer = self.quantizer or find_quantizer(self.bits, self.granularity, self.scale, self.ste)
+            linear = partial(BitLinear, activation_bits=self.activation_bits, quantizer=quantizer, rng=rng)
         return linear, partial(linear, norm=self.sub_norm)
 
 
@@ -163,11 +175,11 @@ class VisionTransformer(Module):
     def __init__(self, *sizes: Any, rng: backend.Generator | None = None, **options: Any):
         super().__init__()
         config = ViTConfig(*sizes, **options)
-        self.config = dict(vars(config))
+        self.config = {name: value for name, value in vars(config).items() if name != "quantizer" or value is not None}
         rng = backend.current_rng() if rng is None else rng
         linear, out = config.linears(rng)
         patch = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, rng)
-        self.embed = TokenEmbed(patch, config.dim, config.class_token, config.registers, rng)
+        self.embed = TokenEmbed(patch, config.dim, bool(config.class_token), config.registers, rng)
         shape = config.dim, config.heads, int(config.dim * config.mlp_ratio)
         details: Any = config.layer_scale, config.dropout, config.eps, config.gelu
         self.blocks = [Block(*shape, linear, out, *details) for _ in range(config.depth)]
@@ -217,6 +229,8 @@ class VisionTransformer(Module):
             )
         layers = [m for m in self.modules() if isinstance(m, BitLinear)]
         packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
+        if quantizer := packed.config.pop("quantizer", None):  # its bytes are those of a built-in width
+            bits = packed.config["bits"] = quantizer.packed_bits
         packed.config["layout"] = layout or choose_layout(bits)
         packed.zero_grad()
         return packed.eval()

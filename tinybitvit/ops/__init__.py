@@ -13,9 +13,7 @@ from . import norm as norm
 from . import patch as patch
 from . import reduce as reduce
 from . import shape as shape
-from . import ste
+from . import ste as ste
 from .base import OPS, Context, Function
-
-OPS.update(ste.QUANTISERS)
 
 __all__ = ["OPS", "Context", "Function"]
