@@ -23,17 +23,6 @@ from .shards import Threads, images_at_once
 MOST_SKIPPED = 10  # updates in a row that 'skip' leaves out: after that no batch is to blame
 
 
-class Labels:
-    """The objective of a plain training, loss(model(x), y): see `Trainer`."""
-
-    def __init__(self, loss: Callable[..., Tensor]):
-        self.loss = loss
-
-    def __call__(self, model: Module, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(x)
-        return output, self.loss(output, y, *weight)
-
-
 def smoothing_floor(label_smoothing: float, classes: int) -> float:
     """The least cross-entropy that smoothed labels allow: their entropy, which a perfect network still pays."""
     other = label_smoothing / classes
@@ -82,7 +71,7 @@ class Trainer:
         backend.keep_freed_memory()
         self.model, self.max_norm, self.group = model, max_norm, group
         self.optimizer: Any = optimizer
-        self.loss, self.objective = loss, objective or Labels(loss)
+        self.loss, self.objective = loss, objective
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
         self.device = self.params[0].device if self.params else "cpu"
@@ -178,8 +167,13 @@ class Trainer:
             if not shard.share:  # the weights of these rows are all 0, and so would be the divisor of their mean loss
                 zeros = [backend.array_module(p.data).zeros_like(p.data) for p in self.params]
                 return np.zeros(()), self._forward(shard.x), zeros
-            extra = () if shard.weight is None else (self._to_tensor(shard.weight),)
-            output, loss = self.objective(self.model, self._to_tensor(shard.x), self._to_tensor(shard.y), *extra)
+            x, y = self._to_tensor(shard.x), self._to_tensor(shard.y)
+            weight = () if shard.weight is None else (self._to_tensor(shard.weight),)
+            if self.objective is None:
+                output = self.model(x)
+                loss = self.loss(output, y, *weight)
+            else:
+                output, loss = self.objective(self.model, x, y, *weight)
         g = backend.array_module(loss.data).full_like(loss.data, shard.share)
         return loss.data, output.data, autograd.grad(loss, self.params, g)
 
