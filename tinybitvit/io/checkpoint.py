@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import backend
 from .. import functional as F
-from ..data import Normalize
+from ..data.transforms import Normalize
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
 from ..models.configs import check_room
