@@ -515,9 +515,10 @@ cases("cross_entropy", torch_cross_entropy, [(3, 4), given([0, 3, 1]), given([1,
 for size in (1e-4, 30.0, 1e4):
     cases("cross_entropy", torch_cross_entropy, [normal(5, 4, size=size), integers(4, 5)], wrt=(0,), loose=10)
 
-for a, b in BROADCAST[:-3]:
-    cases("mse", lambda x, target: ((x - target) ** 2).mean(), [a, b])
-cases("mse", TF.mse_loss, [normal(3, 4, size=1e4), normal(3, 4)], [normal(3, 4, size=1e-4), normal(3, 4, size=1e-4)])
+for shape in [(3, 4), (), (1, 1), (4,), (2, 1, 3)]:
+    cases("mse_loss", TF.mse_loss, [shape, shape])
+cases("mse_loss", TF.mse_loss, [normal(3, 4, size=1e4), normal(3, 4)])
+cases("mse_loss", TF.mse_loss, [normal(3, 4, size=1e-4), normal(3, 4, size=1e-4)])
 
 
 def torch_kl_div(x, target):
@@ -643,7 +644,9 @@ REFUSED = [  # op, inputs, parameters, words of the sentence
     ("cross_entropy", [A, np.array([0.0, 1.0])], {}, "not shape .2,. of float64"),
     ("cross_entropy", [A, np.array([0, 1, 2])], {}, "not shape .3,. of int64"),
     ("cross_entropy", [A, B], {}, "not shape .3, 3. of float64"),
-    ("mse", [np.ones((0, 3)), ROW], {}, "empty array of shape .0, 3. is undefined"),
+    ("mse_loss", [np.ones((0, 3)), np.ones((0, 3))], {}, "empty array of shape .0, 3. is undefined"),
+    ("mse_loss", [np.ones((3, 1)), ROW], {}, r"input has shape \(3, 1\) and target \(3,\); they must be equal"),
+    ("mse_loss", [A, np.array(0.0)], {}, r"input has shape \(2, 3\) and target \(\)"),
     ("kl_div", [np.ones((0, 3)), np.ones((0, 3))], {}, "empty array of shape .0, 3. is undefined"),
     ("kl_div", [A, ROW], {}, r"input has shape \(2, 3\) and target \(3,\)"),
     ("patchify", [IMAGES], {"patch_size": (3, 3)}, "patches of 3 x 3 pixels do not tile an image of 4 x 6"),

@@ -1,7 +1,7 @@
 """Losses. Each returns one number, the (weighted) mean over the rows of its input."""
 
 from .. import backend
-from .base import Function, unbroadcast
+from .base import Function
 from .norm import log_softmax_array
 
 
@@ -10,6 +10,12 @@ def _check_not_empty(name, x):
         raise ValueError(
             f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches"
         )
+
+
+def _check_shapes(name, x, target):
+    if x.shape != target.shape:
+        raise ValueError(f"{name}: input has shape {x.shape} and target {target.shape}; they must be equal")
+    _check_not_empty(name, x)
 
 
 class CrossEntropy(Function, name="cross_entropy"):
@@ -68,7 +74,7 @@ def check_classes(target, classes):
         )
 
 
-class MSE(Function, name="mse"):
+class MSE(Function, name="mse_loss"):
     """L = mean((x - t)^2) over all elements
 
     dL/dx = 2 (x - t) / n and dL/dt = -dL/dx.
@@ -76,9 +82,8 @@ class MSE(Function, name="mse"):
 
     @staticmethod
     def forward(ctx, x, target):
+        _check_shapes("mse_loss", x, target)
         difference = x - target
-        _check_not_empty("mse", difference)
-        ctx.shapes = x.shape, target.shape
         ctx.save(difference)
         return (difference * difference).mean()
 
@@ -86,7 +91,7 @@ class MSE(Function, name="mse"):
     def backward(ctx, g):
         (difference,) = ctx.saved
         d = difference * (g * (2 / difference.size))
-        return unbroadcast(d, ctx.shapes[0]), unbroadcast(-d, ctx.shapes[1])
+        return d, -d
 
 
 class KLDiv(Function, name="kl_div"):
@@ -97,9 +102,7 @@ class KLDiv(Function, name="kl_div"):
 
     @staticmethod
     def forward(ctx, x, target):
-        if x.shape != target.shape:
-            raise ValueError(f"kl_div: input has shape {x.shape} and target {target.shape}; they must be equal")
-        _check_not_empty("kl_div", x)
+        _check_shapes("kl_div", x, target)
         ctx.save(target)
         log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(1)))
         return (target * (log_t - x)).sum() / len(x)

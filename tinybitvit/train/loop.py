@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..backend import check_number, is_number
+from ..backend import check_number
 from ..data import Loader
 from ..nn import Module
 from ..ops.norm import log_softmax_array, softmax_array
@@ -199,15 +199,6 @@ def rng_state(owner: Any) -> Any:
     """The state of the generator of a Trainer or Loader; a list of batches has none."""
     rng = getattr(owner, "rng", None)
     return None if rng is None else rng.bit_generator.state
-
-
-def check_options(options: Any) -> None:
-    """ValueError for attributes of a tb.ViT that no training can have."""
-    check_number("epochs", options.epochs, 0, whole=True)
-    check_number("batch_size", options.batch_size, 1, whole=True)
-    for name in ("warmup", "label_smoothing"):
-        if not is_number(getattr(options, name), 0, 1):
-            raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(options, name)!r}")
 
 
 def soft_targets(teacher: Trainer, share: float = 1.0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
