@@ -13,7 +13,7 @@ from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..quant import Quantizer
-from .inputs import plain
+from .inputs import default_of, plain
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
@@ -83,6 +83,15 @@ def changed_options(classifier: Any) -> dict[str, Any]:
         if value != (F.as_pair(config[name]) if name == "patch_size" else config[name]):
             changed[name] = config[name]
     return changed
+
+
+def check_unchanged(classifier: Any, options: Any) -> None:
+    """ValueError where an option was set to what the fitted network is not."""
+    for name, value in changed_options(classifier).items():
+        given = getattr(options, name)
+        # A default may stand for what came from `init_from`
+        if given != default_of(classifier, name) or name in ("bits", "activation_bits"):
+            raise ValueError(f"{name} was set to {given!r}, but the network has {value!r}: call fit, or set it back")
 
 
 def to_json(value: Any) -> Any:
