@@ -13,7 +13,7 @@ from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..quant import Quantizer
-from .inputs import plain
+from .inputs import default_of, plain
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
@@ -62,7 +62,7 @@ def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> 
             or loaded.n_iter_ < 0
         ):
             raise ValueError(f"images {loaded.image_shape_} and classes {loaded.classes_.shape} are not the network's")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a description with a right sha256 can do wrong
         raise CheckpointError(
             f"{path} holds a network but no tb.ViT ({error!r}); read it with tb.io.load_model"
         ) from error
@@ -83,6 +83,15 @@ def changed_options(classifier: Any) -> dict[str, Any]:
         if value != (F.as_pair(config[name]) if name == "patch_size" else config[name]):
             changed[name] = config[name]
     return changed
+
+
+def check_unchanged(classifier: Any, options: Any) -> None:
+    """ValueError where an option was set to what the fitted network is not."""
+    for name, value in changed_options(classifier).items():
+        given = getattr(options, name)
+        # A default may stand for what came from `init_from`
+        if given != default_of(classifier, name) or name in ("bits", "activation_bits"):
+            raise ValueError(f"{name} was set to {given!r}, but the network has {value!r}: call fit, or set it back")
 
 
 def to_json(value: Any) -> Any:
@@ -123,4 +132,6 @@ def labels_to_json(classes: np.ndarray) -> list:
 
 def labels_from_json(labels: list, dtype: str) -> np.ndarray:
     kind = np.dtype(dtype)
+    if kind.itemsize * len(labels) > 1 << 26:
+        raise ValueError(f"{len(labels)} labels of {kind.itemsize} bytes each")
     return np.array(labels, "i8").view(kind) if kind.kind in "mM" else np.array(labels, kind)

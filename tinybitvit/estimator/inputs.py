@@ -1,24 +1,28 @@
-"""What tb.ViT accepts: options, images and labels, checked and brought into one form."""
+"""What tb.ViT accepts: options, images and labels, checked and brought into one form, for training and for answers."""
 
+import inspect
 import math
 import os
 import reprlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from ..data import Normalize, read_image
+from ..data import Loader, Normalize, make_augment, read_image
 from ..data.images import check_finite, check_images, encode_labels, flat_shape
 from ..models import VisionTransformer
 from ..models.vit import POOLS
+from ..ops.norm import softmax_array
 from ..quant import Quantizer
 from ..quant.quantizer import ACTIVATION_BITS, WEIGHT_BITS
-from ..train import Recipe
+from ..train import Recipe, Trainer
 from ..train.loop import History
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -136,6 +140,11 @@ def check_options(values: dict[str, Any], rules: dict[str, Rule] = RULES) -> dic
     return found
 
 
+def default_of(estimator: Any, name: str) -> Any:
+    """The value that a parameter of an estimator has unless one is given."""
+    return inspect.signature(type(estimator)).parameters[name].default
+
+
 # --- images and labels ------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +163,7 @@ def as_array(values: Any, name: str) -> Any:
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):
-    """A scikit-learn classifier whose X may be images (n, H, W, C), grey images (n, H, W) or flat rows (n, F)."""
+    """A scikit-learn classifier of images (n, H, W, C), grey images (n, H, W) or flat rows (n, F)."""
 
     classes_: np.ndarray
     image_shape_: tuple[int, int, int]
@@ -162,6 +171,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     model_: VisionTransformer
     history_: History
     interrupted_: bool
+    _rng: np.random.Generator
+    distill_from: Any
+    workers: Any
 
     def check_images(self, X: Any) -> np.ndarray:
         """Images as in the fit: (n, H, W, C) of its shape, in its units, and those of X where they are the same."""
@@ -180,6 +192,28 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         units = self.normalize_.units
         return units.of_pictures(np.stack([read_image(path, self.image_shape_, units.ground) for path in paths]))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, classes), in the order of `classes_`."""
+        return softmax_array(np, self._logits(X).astype(np.float64))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label for each image (n,)."""
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def _logits(self, X):
+        check_is_fitted(self)
+        X = self._shaped(X)
+        return self._answerer().predict(X, transform=self.normalize_.preparation(X))
+
+    def _answerer(self):
+        return Trainer(self.model_, workers=plain(self.workers))
 
     def _shaped(self, X: Any, reset: bool = False) -> np.ndarray:
         """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
@@ -240,6 +274,45 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             return weight
         of_class = compute_class_weight(self.class_weight, classes=self.classes_, y=y).astype(np.float32)[codes]
         return of_class if weight is None else weight * of_class
+
+    def _options(self) -> SimpleNamespace:
+        """All parameters as plain values. ValueError where one is none that a training can have."""
+        return SimpleNamespace(**check_options(self.get_params(deep=False)))
+
+    def _check_teacher(self):
+        if self.distill_from is None:
+            raise ValueError("this recipe learns from a teacher: give a fitted 32-bit ViT as distill_from")
+        if list(self.distill_from.classes_) != list(self.classes_):
+            raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
+        if self.distill_from.image_shape_ != self.image_shape_:
+            raise ValueError(
+                f"distill_from was fitted on images of shape {self.distill_from.image_shape_}, not {self.image_shape_}"
+            )
+        return self.distill_from
+
+    def _loader(self, X, codes, weight, options):
+        return Loader(
+            X,
+            codes,
+            min(options.batch_size, len(X)),
+            rng=self._rng,
+            augment=make_augment(options.augment, self.image_shape_),
+            transform=self.normalize_,
+            sample_weight=weight,
+        )
+
+    def _check_eval_set(self, X, y):
+        X = self.prepare(X)
+        return X, encode_labels(self._check_labels(y, len(X)), self.classes_)
+
+    def _hold_out(self, X, codes, weight, seed):
+        rows, share = np.arange(len(X)), plain(self.validation_fraction)
+        try:
+            kept, held = train_test_split(rows, test_size=share, random_state=seed, stratify=codes)
+        except ValueError as error:
+            raise ValueError(f"validation_fraction={share} of {len(X)} images cannot be kept aside: {error}") from error
+        held_out = self.normalize_(X[held]), codes[held]
+        return X[kept], codes[kept], None if weight is None else weight[kept], held_out
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -2,21 +2,39 @@
 
 import copy
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from .. import backend
-from ..models import VisionTransformer
-from ..ops.norm import softmax_array
-from ..train import Checkpoints, Run, Stages, describe_run, empty_history
-from .build import TrainableClassifier
-from .files import labels_to_json, load_classifier, save_classifier
-from .inputs import FIT_RULES, check_options
+from .. import functional as F
+from ..data import Normalize
+from ..data.images import auto_patch
+from ..models import VisionTransformer, shape_of, source_of, start_from
+from ..optim import AdamW, decay_groups
+from ..quant.quantizer import bits_beside, own_options
+from ..train import (
+    Checkpoints,
+    Recipe,
+    Run,
+    Stages,
+    Trainer,
+    describe_run,
+    empty_history,
+    find_recipe,
+    memory_advice,
+    model_fingerprint,
+    ranks,
+    smoothing_floor,
+    soft_targets,
+)
+from .files import NETWORK, check_unchanged, labels_to_json, load_classifier, save_classifier
+from .inputs import FIT_RULES, ImageClassifier, check_options, default_of
 
 
-class ViT(TrainableClassifier):
+class ViT(ImageClassifier):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
     X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
@@ -59,6 +77,10 @@ class ViT(TrainableClassifier):
     image_shape_ (H, W, C), normalize_ (`tb.data.Normalize`: mean, std and units of the pixels), interrupted_ (whether
     Ctrl-C or an error ended the training).
     """
+
+    _optimizer: AdamW | None = None  # while a training, or a series of partial_fit, goes on
+    _recipe: Recipe = Recipe()
+    _teacher: VisionTransformer | None = None  # where the recipe's stages learn from it
 
     def __init__(
         self,
@@ -156,7 +178,7 @@ class ViT(TrainableClassifier):
             eval_set = new._check_eval_set(*eval_set)
         elif options.early_stopping:
             X, codes, weight, eval_set = new._hold_out(X, codes, weight, seed)
-        loader, trainer = new._loader(X, codes, weight, options), new._trainer()
+        loader, trainer = new._loader(X, codes, weight, options), new._trainer(options)
         run = Run(
             trainer,
             loader,
@@ -169,9 +191,11 @@ class ViT(TrainableClassifier):
             floor=new._floor(),
         )
         try:
-            return self._train(new, run, options.epochs)
+            self._become(new, run)
+            _, self.interrupted_ = run.train(options.epochs)
         finally:
             self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
+        return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "ViT":
         """One epoch over X at the constant learning rate `lr`, going on from what was learnt before. Returns self.
@@ -186,12 +210,12 @@ class ViT(TrainableClassifier):
         if first:
             X = new._build(X, new._draw_seed(), options)
         else:
-            new._check_network(options)
+            check_unchanged(self, options)
             X = new.normalize_.units.conversion(X)(X)
         if new._optimizer is None:
             new._optimizer = new._make_optimizer(options)
         run = Run(
-            new._trainer(),
+            new._trainer(options),
             new._loader(X, codes, weight, options),
             targets=new._targets(X),
             history=empty_history() if first else new.history_,
@@ -200,39 +224,90 @@ class ViT(TrainableClassifier):
         )
         for group in new._optimizer.param_groups:
             group["lr"] = options.lr
-        return self._train(new, run, 1)
+        self._become(new, run)
+        _, self.interrupted_ = run.train(1)
+        return self
 
-    def _train(self, new: "ViT", run: Run, epochs: int) -> "ViT":
-        """Become `new` and train: all that can be refused has been refused by now, and nothing had changed."""
+    def _become(self, new, run):
+        """All that can be refused has been refused by now, and nothing of this model has changed so far."""
         new.history_, new.interrupted_ = run.history, True  # until the end is reached
         self.__dict__ = new.__dict__
-        _, self.interrupted_ = run.train(epochs)
-        return self
 
     @property
     def n_iter_(self) -> int:
         return len(self.history_["loss"])
 
-    # --- asking -------------------------------------------------------------------------------------------------------
+    @memory_advice("the model")
+    def _build(self, X, seed, options):
+        """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
+        self._rng = np.random.default_rng(seed)
+        options.bits = bits_beside(options.quantizer, options.bits, default_of(self, "bits"))
+        self._recipe = find_recipe(options.recipe, options.bits, options.distill_from is not None, options.warmup)
+        taught = any(stage.learns != "labels" for stage in self._recipe.stages)
+        teacher = self._check_teacher().model_ if taught or options.distill_from is not None else None
+        self._teacher = teacher if taught else None
+        start = options.distill_from if taught and options.init_from is None else options.init_from
+        source = None if start is None else source_of(start, self.image_shape_[:2])
+        if self._recipe.goes_on and (source is None or source.config["bits"] == 32):
+            raise ValueError("this recipe goes on with a low-bit model: give one as init_from")
+        self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
+        X = self.normalize_.units.conversion(X)(X)
+        self._build_network(source, options)
+        if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
+            # The same seed would repeat the batches that these networks were trained on: mix their weights in.
+            self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
+        self._optimizer = self._make_optimizer(options)
+        return X
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+    def _build_network(self, source, options):
+        """The network on its device, with the weights and the architecture of `source` where there is one."""
+        shape = {name: getattr(options, name) for name in NETWORK}
+        if source is not None:
+            given = {name: v for name, v in shape.items() if v != default_of(self, name)}
+            shape |= shape_of(source, given | {"bits": options.bits})
+        elif options.patch_size == "auto":
+            shape["patch_size"] = auto_patch(self.image_shape_)
+        *size, channels = self.image_shape_
+        shape |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
+        self.model_ = VisionTransformer(tuple(size), **own_options(shape, self.quantizer), rng=self._rng)
+        self.model_.preprocessing = self.normalize_.for_pictures()
+        if source is not None:
+            start_from(self.model_, source)
+        device = backend.resolve_device(options.device)
+        if options.verbose == 1 and options.device == "auto" and (note := backend.auto_note()):
+            print(note, flush=True)
+        self.model_.to(device)
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes), in the order of `classes_`."""
-        return softmax_array(np, self._logits(X).astype(np.float64))
+    def _draw_seed(self):
+        seed = check_random_state(self.random_state).randint(2**31)
+        return seed if ranks.group is None else ranks.group.first(seed)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable label for each image (n,)."""
-        best = self._logits(X).argmax(axis=1)
-        return self.classes_[best]
+    def _make_optimizer(self, options):
+        return AdamW(decay_groups(self.model_, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
 
-    def _logits(self, X):
-        check_is_fitted(self)
-        X = self._shaped(X)
-        return self._trainer().predict(X, transform=self.normalize_.preparation(X))
+    def _floor(self):
+        """The least value of the loss where it is that of the labels, else 0."""
+        if self.distill_from is not None or any(stage.learns != "labels" for stage in self._recipe.stages):
+            return 0.0
+        return smoothing_floor(self.label_smoothing, len(self.classes_))
+
+    def _trainer(self, options):
+        loss = partial(F.cross_entropy, label_smoothing=options.label_smoothing)
+        more = {"rng": self._rng, "group": ranks.group, "on_nan": options.on_nan}
+        return Trainer(self.model_, self._optimizer, loss, options.workers, **more)
+
+    def _targets(self, X):
+        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher. X: the images."""
+        if self.distill_from is None:
+            return None
+        teacher = self._check_teacher()
+        sight = self.normalize_.sight(teacher.normalize_, X)
+        if self._teacher is None:
+            targets = soft_targets(teacher._answerer())
+            return targets if sight is None else lambda x, y: targets(sight(x), y)
+        if sight is not None:
+            raise ValueError("init_from and distill_from normalise images differently: this recipe needs them alike")
+        return None
 
     # --- files --------------------------------------------------------------------------------------------------------
 
