@@ -28,21 +28,18 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
     from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
     from nbgrader import preprocessors as stock
 
-    from .preprocessors import ExecuteQuietly, HideHiddenTests, RepairCells
+    from .preprocessors import HideHiddenTests, MakeInert, Perform, RepairCells, inert_markdown
 
     root = Path(root).resolve()
     config.CourseDirectory.course_id = "tinybitvit"
     config.CourseDirectory.root = str(root)
     config.CourseDirectory.db_url = database(root)
-    config.Execute.timeout = timeout
-    config.Execute.interrupt_on_timeout = True
-    # Nobody needs to be told, once for each student, that kernel and grader talk over local sockets.
-    config.Execute.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--IPKernelApp.log_level=ERROR"]
+    config.Perform.timeout = timeout
     config.LimitOutput.max_lines = 200
     # nbgrader gives no points to a cell with text on stderr, and that may be a warning from a library: drop such text.
     config.IgnorePattern.enabled = True
     config.IgnorePattern.pattern = r"(?s)."
-    config.RepairCells.release = str(root / "release")
+    config.RepairCells.release = config.Perform.release = str(root / "release")
     config.Autograde.sanitize_preprocessors = [
         stock.ClearOutput,
         RepairCells,
@@ -52,7 +49,7 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
         stock.CheckCellMetadata,
     ]
     config.Autograde.autograde_preprocessors = [
-        ExecuteQuietly,
+        Perform,
         stock.IgnorePattern,
         ClearMetadataPreprocessor,
         stock.LimitOutput,
@@ -60,7 +57,9 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
         stock.AssignLatePenalties,
         stock.CheckCellMetadata,
     ]
-    config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, CSSHTMLHeaderPreprocessor]
+    config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, MakeInert, CSSHTMLHeaderPreprocessor]
+    config.HTMLExporter.sanitize_html = True
+    config.HTMLExporter.filters = {"markdown2html": inert_markdown}
 
 
 def new(folder: str | PathLike, assignments: str | PathLike | None = None) -> list[str]:
