@@ -188,6 +188,8 @@ cases("pow", power, [given([0.0, -0.0, 2.0])], exponent=0)
 cases("pow", power, [given([0.0, -0.0, 2.0])], exponent=1)
 cases("pow", power, [given([0.0, -0.0, 2.0])], exponent=2)
 
+cases("power", torch.pow, *pairs(first=positive), [given([0.0, 0.0, 2.0, 0.0]), given([0.0, 2.0, 0.0, 1.0])])
+
 cases("exp", torch.exp, *shapes(), [given([-30.0, 10.0, 1e-4])])
 cases("log", torch.log, *shapes(positive), [given([1e-4, 1e4, 1.0])])
 cases("sqrt", torch.sqrt, *shapes(positive), [given([1e-4, 1e4, 1.0])])

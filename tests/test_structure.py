@@ -16,34 +16,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinybitvit"
 
-# From the programs down to the arrays. A file imports only what stands on a lower line; names on one line are
-# siblings, which do not know each other.
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"course", "study"},
-    {"estimator"},
-    {"web"},
-    {"viz", "io"},
-    {"train"},
-    {"models", "optim", "data"},
-    {"quant"},
-    {"nn", "gradcheck"},
-    {"functional"},
-    {"tensor"},
-    {"autograd"},
-    {"ops"},
-    {"files"},
-    {"backend"},
-    {"gpu"},
-]
-RANK = {unit: len(LAYERS) - depth for depth, units in enumerate(LAYERS) for unit in units}
+
+def layers_of_the_page():
+    """The rows of the table of layers in docs/architecture.md, from the arrays up to the programs.
+
+    A file imports only what stands in a row before its own; names in one row are siblings that do not know each other.
+    """
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("| layer |")[1].split("\n\n")[0]
+    return [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+
+
+LAYERS = layers_of_the_page()
+RANK = {unit: height for height, units in enumerate([*LAYERS, ["__main__"]]) for unit in units}
 PROGRAMS = {"__main__", "cli", "course", "study"}  # may use the package as any user does: `import tinybitvit as tb`
 
 # Module -> {where it may be imported (a unit, or a pattern of paths): why}. {} is nowhere.
 ALLOWED = {
     "numpy": {
         "backend": "it is where the array module is chosen",
+        "files": "what lies in a file lies on the host",
+        "models/pretrained.py": "reads other programs' files",
+        "models/positions.py": "resizes position embeddings on the host",
         "data": "reads files and augments images on the host, before anything is a Tensor",
         "train": "cuts host arrays into batches and shards",
         "estimator": "scikit-learn's arrays come in and go out",
@@ -72,6 +65,7 @@ ALLOWED = {
     },
 }
 
+MAX_ENTRIES = 25  # what `ls` shows of the package: its architecture
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 45
 MAX_FILE_BYTES = 1_000_000
@@ -143,6 +137,52 @@ def forbidden_imports(package):
             if places is not None and not any(unit_of(name) == place or fnmatch(name, place) for place in places):
                 faults.append(f"{name}:{line}: {top} may be imported only in: {', '.join(places) or 'no file'}")
     return faults
+
+
+def disguised_numpy(package):
+    """`from backend import host as np` would make NumPy of one name and let any layer have it: say `backend.host`."""
+    return [
+        f"{name}:{node.lineno}: backend.host under another name"
+        for name, _, tree in sources(package)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "host" for alias in node.names)
+    ]
+
+
+def imported_files(package):
+    """Path below the package -> the paths of the files that it imports, at any depth."""
+    names = [name for name, *_ in sources(package)]
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in names}
+    found = {}
+    for name, _, tree in sources(package):
+        targets = (module.removeprefix(f"{package.name}.") for _, module in imports(name, tree, package))
+        files = (modules.get(target) or modules.get(target.rpartition(".")[0]) for target in targets)
+        found[name] = {file for file in files if file not in (None, name)}
+    return found
+
+
+def circles(package):
+    """Files that import each other, directly or through others: none can be read, or tested, without the rest."""
+    graph = imported_files(package)
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    while outer := graph.keys() - {target for targets in graph.values() for target in targets}:
+        graph = {name: targets for name, targets in graph.items() if name not in outer}
+    return [f"{name}:1: imports and is imported by {', '.join(sorted(graph))}" for name in sorted(graph)[-1:]]
+
+
+def stray_files(package):
+    """A file at the top that a single other part imports belongs into that part."""
+    users = {name: set() for name, *_ in sources(package) if "/" not in name and not name.startswith("__")}
+    for name, targets in imported_files(package).items():
+        for target in targets & users.keys():
+            users[target].add(unit_of(name))
+    return [f"{name}:1: only {units.pop()} imports it" for name, units in users.items() if len(units) == 1]
+
+
+def crowded(package):
+    entries = [path.name for path in package.iterdir() if path.name != "__pycache__"]
+    return [] if len(entries) <= MAX_ENTRIES else [f"{len(entries)} entries, at most {MAX_ENTRIES}"]
 
 
 def at_import(tree):
@@ -221,7 +261,17 @@ def large_files(folder):
     ]
 
 
-PACKAGE_RULES = [upward_imports, forbidden_imports, prints_at_import, long_files, long_functions]
+PACKAGE_RULES = [
+    upward_imports,
+    forbidden_imports,
+    disguised_numpy,
+    circles,
+    stray_files,
+    crowded,
+    prints_at_import,
+    long_files,
+    long_functions,
+]
 FILE_RULES = [machine_paths, large_files]
 
 
@@ -254,11 +304,13 @@ GOOD = {
     "viz/maps.py": "from matplotlib import pyplot\nlazy.load('matplotlib.pyplot')\n",
     "io/onnx_export.py": "import onnx\nload('torch')\n",
     "cli/main.py": "import tinybitvit as tb\nfrom tinybitvit import ViT, study\n",
+    "models/users.py": "from .. import backend, functional\n",
+    "course/users.py": "from ..gradcheck import check_op\n",
     "models/long.py": "#\n" * MAX_FILE_LINES,
     "functional.py": "from .ops import OPS\n",
     "optim.py": f"def f(\n    a,\n    b,\n):\n    '''{'text' + chr(10) * 60}'''\n"
     + "    x = 1\n\n" * MAX_FUNCTION_LINES,
-    "study.py": "def only_words():\n    '''No body but this.'''\n",
+    "study/words.py": "def only_words():\n    '''No body but this.'''\n",
     "viz/page.html": "<a href='https://example.org/home/'>~/tmp/ home/ $HOME/tmp/x ./tmp/</a>\n",
     "viz/picture.png": " " * MAX_FILE_BYTES,
 }
@@ -319,6 +371,10 @@ PLANTED = [
     (forbidden_imports, "io/onnx_export.py", "import onnxruntime", "onnxruntime may be imported only in: no file"),
     (forbidden_imports, "io/files.py", "import onnx", "onnx may be imported only in: io/onnx*.py"),
     (forbidden_imports, "data/cifar.py", "import pickle", "pickle may be imported only in: no file"),
+    (disguised_numpy, "nn/bad.py", "from ..backend import host as np", "backend.host under another name"),
+    (disguised_numpy, "nn/bad.py", "def f():\n    from ..backend import host", "backend.host under another name"),
+    (circles, "nn/module.py", "from .layers import Linear", "is imported by nn/layers.py, nn/module.py"),
+    (stray_files, "gradcheck.py", "", "only course imports it"),
     (prints_at_import, "nn/bad.py", "print('hello')", "prints when it is imported"),
     (prints_at_import, "nn/bad.py", "class A:\n    if True:\n        print('hello')", "prints when it is imported"),
     (prints_at_import, "nn/bad.py", "import sys\nsys.stderr.write('x')", "prints when it is imported"),

@@ -11,12 +11,14 @@ import threading
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .gpu import cuda_problem
 
-# Aliases for the device-blind layers (nn, quant), which must not import numpy themselves.
+# Aliases for the device-blind layers (ops, nn, quant), which must not import numpy themselves.
+Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray
 Generator = np.random.Generator
 host = np
 

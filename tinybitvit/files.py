@@ -5,18 +5,27 @@ has no checksum, so files of this library carry a sha256 over names, dtypes, sha
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .backend import host as np
+import numpy as np
 
 FORMAT, VERSION = "tinybitvit", 1
 AGAIN = "copy or download the file again, or save it again from the model"
+
+# What to do about a fault of the disk, by its number, where it is neither space nor permission.
+HINTS = {
+    errno.ENOENT: "make the folder first",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "give the name of a file in it",
+}
 
 # dtypes of the format that NumPy knows too, by the format's name; BF16 is read as float32.
 DTYPES = {
@@ -27,27 +36,88 @@ DTYPES = {
 
 
 class CheckpointError(ValueError):
-    """A model file is missing, damaged, foreign, too new, or of another model; the message says what to do."""
+    """A model file is missing, damaged, foreign, too new, of another model, or not writable; the message says more."""
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader sees the old file or the new one, also after a crash.
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to fill; it becomes `path` in one step when the block ends without an error.
 
-    A failure leaves the old file as it was and nothing beside it. Raises CheckpointError.
+    A reader sees the old file or the new one, also after a crash; an error leaves the old one, and nothing beside it.
+    Symbolic links are followed, an old file's mode and owner are kept. A device or a pipe is written to and stays what
+    it is. Raises OSError with a sentence that names the path.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(path, "ab") if _is_stream(path) else replacement(Path(os.path.realpath(path))) as file:
+            yield file
+    except OSError as error:
+        hint = HINTS.get(error.errno or 0, "free space on the disk, or choose a folder you can write to")
+        text = f"cannot write {path}: {error.strerror or error}; {hint}"
+        raise (OSError(error.errno, text) if error.errno else OSError(text)) from error
+
+
+def write_file(path: str | os.PathLike, data: bytes | str) -> None:
+    """Put bytes, or a text as UTF-8, at `path` in one step; see `new_file`. Raises OSError."""
+    with new_file(path) as file:
+        # What is no text, from a file name in another encoding, becomes a question mark.
+        file.write(data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
+
+
+def write_model(path: str | os.PathLike, data: bytes) -> None:
+    """`write_file` for the file of a model. Raises CheckpointError."""
+    try:
+        write_file(path, data)
+    except OSError as error:
+        raise CheckpointError(error.strerror or str(error)) from error
+
+
+def file_problem(path: str | os.PathLike) -> str | None:
+    """Why nothing can be read from `path`, known without opening it: a pipe would keep its reader waiting; or None."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no file {path}: check the name and the folder"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): check its name and permissions"
+    if stat.S_ISDIR(mode):
+        return f"{path} is a folder: give the name of the file in it"
+    return None if stat.S_ISREG(mode) else f"{path} is a pipe or a device: save what comes out of it as a file first"
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether there is something at `path` that cannot be replaced: a device, a pipe, or /dev/stdout whatever it is."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    while path.is_symlink():
+        if path.parent.resolve().match("/proc/*/fd"):
+            return True
+        path = path.parent / os.readlink(path)
+    return not stat.S_ISREG(mode)
+
+
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name beside `path` that takes its place when the block ends."""
+    old = path.stat() if path.exists() else None
+    if old and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    # File systems allow names of 255 bytes.
+    part = path.with_name(f"{os.fsdecode(os.fsencode(path.name)[:200])}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "xb") as file:
-            file.write(data)
+            if old:
+                with contextlib.suppress(OSError, AttributeError):
+                    os.chown(part, old.st_uid, old.st_gid)
+                os.chmod(part, stat.S_IMODE(old.st_mode))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(
-            f"cannot write {path}: {reason}; free space on the disk, or choose a folder you can write to"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -74,7 +144,7 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metada
             )
     text = json.dumps(metadata, allow_nan=False)
     # One entry, because the format keeps several in no fixed order: equal models give equal files.
-    write_file(path, tensor_bytes(arrays, {FORMAT: f"{VERSION} {digest(arrays, text)} {text}"}))
+    write_model(path, tensor_bytes(arrays, {FORMAT: f"{VERSION} {digest(arrays, text)} {text}"}))
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,22 +169,15 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
         raise CheckpointError(f"{path} has metadata that cannot be read ({error}): {AGAIN}") from error
 
 
-def _missing(path: str | os.PathLike) -> CheckpointError:
-    return CheckpointError(f"there is no file {path}: check the name and the folder")
-
-
 def read_header(path: str | os.PathLike) -> dict[str, str]:
     """The text in the header of any safetensors file, without reading the arrays. Raises CheckpointError."""
     import safetensors
 
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: give the name of the .safetensors file in it")
+    if problem := file_problem(path):
+        raise CheckpointError(problem)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return file.metadata() or {}
-    except FileNotFoundError as error:
-        raise _missing(path) from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
 
@@ -126,21 +189,21 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
     """
     import safetensors
 
+    if problem := file_problem(path):
+        raise CheckpointError(problem)
     try:
         entries = safetensors.deserialize(Path(path).read_bytes())
-    except FileNotFoundError as error:
-        raise _missing(path) from error
+        return {name: _array(**entry) for name, entry in entries}
+    except KeyError as error:
+        raise CheckpointError(f"{path} has arrays of dtype {error}: save them as float32 or float16") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
-    arrays = {}
-    for name, entry in entries:
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; save it as float32, float16 or bfloat16")
-        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype("<u4") << 16).view("<f4")
-        arrays[name] = array
-    return arrays
+
+
+def _array(dtype, shape, data):
+    array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    # BF16 is the upper half of a float32.
+    return (array.astype("<u4") << 16).view("<f4") if dtype == "BF16" else array
 
 
 def digest(arrays: Mapping[str, Any], text: str) -> str:
@@ -151,3 +214,10 @@ def digest(arrays: Mapping[str, Any], text: str) -> str:
         total.update(f"\n{name} {array.dtype.newbyteorder('<').str} {array.shape}\n".encode())
         total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return total.hexdigest()
+
+
+def printable(text: object) -> str:
+    """A file name, or a text that may hold one, to be shown: line ends, escape codes and bytes that were in another
+    encoding become visible, as in Python's own notation.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -41,6 +41,11 @@ def pow(x, exponent):
     return as_tensor(x) ** exponent
 
 
+def power(a, b):
+    """a ** b, element by element."""
+    return apply(OPS["power"], a, b)
+
+
 def exp(x):
     """e^x."""
     return apply(OPS["exp"], x)

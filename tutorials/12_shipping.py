@@ -201,7 +201,7 @@ for what, content in faults.items():
 # to the disk, and only then is the file renamed, which happens whole or not at all:
 
 # %%
-print(inspect.getsource(files.write_file))
+print(inspect.getsource(files.replacement))
 before = sorted(path.name for path in folder.iterdir())
 models["1 bit"].save(paths["1 bit", "packed"], packed=True)
 assert sorted(path.name for path in folder.iterdir()) == before  # no temporary file stays

@@ -201,7 +201,8 @@ def public_names():
     tree = ast.parse((ROOT / "tinybitvit" / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     modules = [alias.name for node in imports if node.module is None for alias in node.names]
-    return sorted(modules), sorted(alias.name for node in imports if node.module for alias in node.names)
+    names = [alias.asname for node in imports if node.module for alias in node.names]
+    return sorted(modules), sorted(name for name in names if not inspect.ismodule(getattr(tinybitvit, name)))
 
 
 def members(module):
@@ -222,6 +223,8 @@ def describe(module_name, name):
         return f"``{name}``: a module with a page of its own, :doc:`{full}`.\n"
     if inspect.isclass(value):
         kind, options = "autoexception" if issubclass(value, BaseException) else "autoclass", "   :members:\n"
+        if value.__module__ == "tinybitvit.viz.pictured":  # whose methods are those of the data below it
+            options += "   :inherited-members:\n"
         return f".. {kind}:: {full}\n{options}"
     if callable(value):
         return f".. autofunction:: {full}\n"

@@ -61,7 +61,7 @@ def test_version_and_help(capsys):
 
 def test_help_loads_nothing_slow(tmp_path):
     code = (
-        "import sys; from tinybitvit import cli; cli.build_parser().format_help(); "
+        "import sys; from tinybitvit.cli import main; main.build_parser().format_help(); "
         "print(*{'numpy', 'sklearn', 'matplotlib', 'scipy', 'PIL', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -316,7 +316,7 @@ def test_packed_files_are_small_and_predict_the_same(tmp_path, model_file, pictu
     answers = []
     for model in (model_file, path):
         assert cli.main(["predict", str(model), *pictures]) == 0
-        answers.append([line.split("  ") for line in capsys.readouterr().out.splitlines()])
+        answers.append([line.split("  ") for line in capsys.readouterr().out.splitlines()[1:]])
     for full, packed in zip(*answers, strict=True):
         assert full[:2] == packed[:2] and float(full[2]) == pytest.approx(float(packed[2]), abs=0.01)
 
@@ -340,7 +340,8 @@ def test_quantize_rounds_a_model(tmp_path, model_file, capsys):
 
 def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert cli.main(["predict", model_file, *pictures]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split("  ") == ["image", "class", "probability"]
     assert [line.split("  ")[0] for line in lines] == pictures
     model = tb.load(model_file)
     for line, path in zip(lines, pictures, strict=True):

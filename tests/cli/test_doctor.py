@@ -45,7 +45,7 @@ def test_everything_passes(capsys):
 
 
 def test_every_operation_has_a_case():
-    assert {doctor.operation_of(label) for label in doctor.operation_cases()} == set(ops.OPS)
+    assert {doctor.operation_of(label) for label in doctor.operation_cases()} == set(ops.OPS) - set(ops.ste.QUANTISERS)
 
 
 def test_an_operation_without_a_case_fails(monkeypatch, capsys):

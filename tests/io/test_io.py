@@ -3,6 +3,9 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +132,104 @@ def test_missing_folder(tmp_path):
         write_safetensors(tmp_path / "none" / "a.safetensors", {}, {})
 
 
+@pytest.fixture
+def any_file(tmp_path):
+    """A folder with a file `old` of mode 0640 that is to be written again."""
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "old").chmod(0o640)
+    return tmp_path / "old"
+
+
+def test_links_are_followed_and_modes_kept(any_file, tmp_path):
+    (tmp_path / "further").mkdir()
+    link, chain, dangling = tmp_path / "link", tmp_path / "further" / "chain", tmp_path / "dangling"
+    link.symlink_to("old")
+    chain.symlink_to("../link")
+    dangling.symlink_to("new")
+    files.write_file(chain, b"through two links")
+    files.write_file(dangling, "text: é, \udce8")
+    assert link.is_symlink() and chain.is_symlink() and dangling.is_symlink()
+    assert any_file.read_bytes() == b"through two links" and stat.S_IMODE(any_file.stat().st_mode) == 0o640
+    assert (tmp_path / "new").read_text(encoding="utf-8") == "text: é, ?"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "further", "link", "new", "old"]
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(any_file, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may be run by root, who may write anything
+    with pytest.raises(PermissionError, match=r"cannot write .*old: Permission denied; free space on the disk, or"):
+        files.write_file(any_file, b"new")
+    assert any_file.read_bytes() == b"old"
+
+
+def test_an_owner_stays(any_file, monkeypatch):
+    given = []
+    monkeypatch.setattr(os, "chown", lambda path, user, group: given.append((user, group)))
+    files.write_file(any_file, b"new")
+    assert given == [(any_file.stat().st_uid, any_file.stat().st_gid)]
+
+
+def test_long_names(tmp_path):
+    for name in ("n" * 255, "é" * 127):
+        files.write_file(tmp_path / name, b"x")
+        assert (tmp_path / name).read_bytes() == b"x"
+    with pytest.raises(OSError, match="File name too long; choose a shorter name"):
+        files.write_file(tmp_path / ("n" * 256), b"x")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_folders_and_missing_folders_are_named(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"cannot write .*: Is a directory; give the name of a file in it"):
+        files.write_file(tmp_path, b"")
+    with pytest.raises(FileNotFoundError, match="No such file or directory; make the folder first"):
+        files.write_file(tmp_path / "none" / "a", b"")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"cannot write .*loop: Too many levels of symbolic links"):
+        files.write_file(tmp_path / "loop", b"")
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path):
+    files.write_file(os.devnull, b"x")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_file(tmp_path / "pipe", b"through the pipe")
+    assert os.read(reader, 100) == b"through the pipe" and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    os.close(reader)
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError, match="cannot write /dev/full: No space left on device; free space"):
+            files.write_file("/dev/full", b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_standard_output_is_written_to(tmp_path):
+    code = "import os; from tinybitvit import files; os.write(1, b'1'); files.write_file('/dev/stdout', b'2')"
+    words = [sys.executable, "-c", f"{code}; os.write(1, b'3')"]
+    assert subprocess.run(words, stdout=subprocess.PIPE, timeout=60).stdout == b"123"
+    with open(tmp_path / "out", "ab") as out:
+        assert subprocess.run(words, stdout=out, timeout=60).returncode == 0
+    assert (tmp_path / "out").read_bytes() == b"123"
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError, OSError])
+def test_an_unfinished_block_leaves_nothing(any_file, fault):
+    with pytest.raises(fault), files.new_file(any_file) as file:
+        file.write(b"half of it")
+        raise fault
+    assert any_file.read_bytes() == b"old" and len(list(any_file.parent.iterdir())) == 1
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("read", [load_model, read_safetensors, tb.load, tb.models.from_pretrained])
+def test_pipes_and_devices_are_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(CheckpointError, match="is a pipe or a device"):
+            read(path)
+    with pytest.raises(CheckpointError, match=r"there is no file .*below"):
+        read(tmp_path / "pipe" / "below")
 
 
 def test_files_that_are_not_there_or_not_ours(tmp_path, rng):

@@ -154,6 +154,7 @@ def test_fused_and_hooked_attention_agree(dtype, rng):
     with module.attend.register_forward_hook(lambda *_: None):
         hooked = run_attention(module, x, g)
     again = run_attention(module, x, g)
+    assert (hooked["output"] == fused["output"]).all(), "the hook changed bits of the output"
     for name in fused:
         assert_close(hooked[name], fused[name], name, 1e-13 if dtype == "float64" else 2e-6)
         assert (again[name] == fused[name]).all(), f"{name}: a removed hook left a trace"

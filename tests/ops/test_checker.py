@@ -44,7 +44,7 @@ def each_gradient(change):
 # --- what is right passes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ops.OPS)
+@pytest.mark.parametrize("name", [name for name in ops.OPS if name not in ops.ste.QUANTISERS])
 def test_every_op_passes(name):
     function, arrays, wrt, params = first_case(name)
     assert check_op(function, *arrays, wrt=wrt, rtol=1e-6, atol=1e-8, **params) is None

@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 
 import pytest
 from pages import ROOT, blocks, commands, excuse, links, pages
-from test_structure import LAYERS
+from test_structure import RANK
 
 from tinybitvit import ops
 from tinybitvit.cli.main import build_parser
@@ -156,10 +156,11 @@ def test_links_lead_somewhere(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_table_of_layers_is_that_of_the_tests():
-    table = PAGES["docs/architecture.md"].split("| layer |")[1].split("\n\n")[0]
-    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
-    assert [set(row) for row in rows] == [units for units in reversed(LAYERS) if units != {"__main__"}]
+def test_the_readme_lists_the_layers_in_their_order():
+    table = PAGES["README.md"].split("| layer |")[1].split("\n\n")[0]
+    units = [unit for line in table.splitlines()[2:] for unit in re.findall(r"`(\w+)/?`", line.split("|")[1])]
+    assert sorted(units) == sorted(RANK.keys() - {"__main__"})
+    assert [RANK[unit] for unit in units] == sorted(RANK[unit] for unit in units)
 
 
 # --- the site ---------------------------------------------------------------------------------------------------------

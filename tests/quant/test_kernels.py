@@ -381,7 +381,7 @@ FAULTS = [
 ]
 SANITIZED = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]!r}
 import test_kernels as t
 texts = [t.TEXT, t.with_faults()]
 for text in texts:  # a library that is loaded after the first report would be reported without lines

@@ -24,7 +24,7 @@ from tinybitvit.study import report
 from tinybitvit.study import results as statistics
 from tinybitvit.study.pictures import learnt_from_teacher
 from tinybitvit.study.run import Run
-from tinybitvit.study.sweep import Progress, cost, trained
+from tinybitvit.study.sweep import Tally, cost, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"dim": 8, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_size": 40}
@@ -249,12 +249,12 @@ def test_a_model_that_all_wait_for_has_all_cores(monkeypatch, tmp_path):
         for jobs, seeds, alone in ((2, 1, True), (2, 2, False), (None, 1, False), (1, 1, True)):
             seen = []
             runs = [Run(b, s, {}, None if b == 32 else "distill_from") for s in range(seeds) for b in (32, 1.58, 1)]
-            found = list(trained(study.Study(tmp_path, {}), runs, False, jobs, Progress(runs, len(runs))))
+            found = list(trained(study.Study(tmp_path, {}), runs, False, jobs, Tally(runs, len(runs))))
             assert len(found) == len(seen) == 3 * seeds
             assert [shared for bits, shared in seen if bits == 32] == [not alone] * seeds
             assert [shared for bits, shared in seen if bits != 32] == [jobs != 1] * 2 * seeds
         seen, runs = [], [Run(32, 0, {}), Run(32, 1, {})]
-        list(trained(study.Study(tmp_path, {}), runs, True, 2, Progress(runs[1:], 2)))
+        list(trained(study.Study(tmp_path, {}), runs, True, 2, Tally(runs[1:], 2)))
         assert seen == [(32, True)]  # on as many cores as before it was cut short
 
 
@@ -312,7 +312,7 @@ def test_time_left_follows_the_sizes(monkeypatch, capsys):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     runs = [Run(32, 0, {"dim": d, "depth": 2, "heads": 1}) for d in (64, 64, 128)]
     assert [cost(run) / cost(runs[0]) for run in runs] == [1, 1, 2.5] and cost(Run(32, 0, {})) == 1
-    progress = Progress(runs, total=5)
+    progress = Tally(runs, total=5)
     progress.announce(runs[0])
     now[0] += 20
     progress.count(runs[0], {"accuracy": 0.5, "seconds": 19.0})

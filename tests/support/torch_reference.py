@@ -123,7 +123,7 @@ def magnitude(w, granularity, scale):
 
 
 def stand_in(v, ste, width, temperature):
-    """The smooth function of v whose slope a straight-through estimator uses: the integral of a(v) in quant/ste.py."""
+    """The smooth function of v whose slope a straight-through estimator uses: the integral of a(v) in ops/ste.py."""
     if ste == "identity":
         return v
     if ste == "clipped":

@@ -84,6 +84,9 @@ CASES = [(shape, bits, OPTIONS[bits]) for shape in SHAPES for bits in OPTIONS] +
     # Rows that end within a byte, and packed weights of an odd number of bytes
     ("digits", 1.58, {"dim": 36, "heads": 3, "mlp_ratio": 1.5, "granularity": "tensor"}),
     ("digits", 1.58, {"dim": 15, "depth": 1, "heads": 5, "mlp_ratio": 1}),
+    # Heads of 32 and 48 channels, where the scale of the scores is no power of two
+    ("digits", 1.58, {"dim": 64, "heads": 2}),
+    ("digits", 1, {"dim": 96, "heads": 2}),
 ]
 
 

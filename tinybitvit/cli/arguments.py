@@ -17,7 +17,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=28), **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(text: str) -> str:
+    """A text that may hold file names as one line that does nothing to a terminal."""
+    from ..files import printable
+
+    return printable(" ".join(text.split()))
 
 
 def count(text: str) -> int:

@@ -5,7 +5,6 @@ What a subcommand needs is imported when it runs, so that `tinybitvit --help` an
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,10 @@ from .arguments import (
     count,
     data_arguments,
     model_arguments,
+    one_line,
 )
 from .course import add_course
+from .streams import complain, flush, prepare_streams
 
 EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
 EXPORT_HELP = (
@@ -37,22 +38,29 @@ FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status: 0, 1 (a check failed), 2 (bad input) or 130 (stopped by Ctrl-C)."""
-    args = build_parser().parse_args(argv)
-    args.words = sys.argv[1:] if argv is None else argv
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # nobody waits for news of its font cache on stderr
+    """Run the program; returns its exit status: 0, 1 (a check or the output failed), 2 (bad input) or 130 (Ctrl-C)."""
+    prepare_streams()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        status = args.command(args)
-        sys.stdout.flush()
-        return status
+        args = build_parser().parse_args(words, argparse.Namespace(words=words))
+    except SystemExit as stop:  # after --help and --version, too
+        raise SystemExit(stop.code if flush() else FAILED) from None
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # nobody waits for news of its font cache on stderr
+    status = run(args)
+    return status if flush() else FAILED
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status of a command, its errors told."""
+    try:
+        return args.command(args)
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
+        complain("\nstopped by Ctrl-C")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe left, as in `tinybitvit doctor | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ERRORS as error:
-        print(f"tinybitvit: {sentence(error)}", file=sys.stderr)
+        complain(f"tinybitvit: {sentence(error)}")
         return BAD_INPUT
 
 
@@ -61,7 +69,7 @@ def sentence(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split())
+    return one_line(text)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -190,6 +198,7 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
     from ..study import load_data, measure, open_folder, preset, start_model, train_model
     from ..train import delete_checkpoints
+    from ..train.meter import say
 
     out = Path(args.out)
     if out.is_dir():
@@ -198,7 +207,7 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
         raise ValueError("--packed needs --bits below 32: weights of 32 bits cannot be packed")
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
-    print(data, flush=True)
+    say(str(data))
     options = {**preset(args.dataset, args.init_from), **model_arguments(args)}
     options |= {"bits": args.bits, "random_state": args.seed}
     if args.init_from is not None:
@@ -210,27 +219,38 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     if write and not model.interrupted_:
         delete_checkpoints(checkpoints)
     found = measure(model, data, model.predict(data.X_test))
-    print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
+    say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
     if write:
-        print(f"written: {out} ({out.stat().st_size:,} bytes)")
+        say(written(out))
     return INTERRUPTED if model.interrupted_ else 0
 
 
 def predict(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
-    model = tb.load(args.model)
+    from ..files import printable
+
+    model, status = tb.load(args.model), 0
+    print("image  class  probability", flush=True)
     for path in args.images:
-        probabilities = model.predict_proba(tb.data.read_image(path, model.image_shape_)[None])[0]
+        try:
+            image = tb.data.read_image(path, model.image_shape_)
+        except tb.data.DataError as error:  # the other pictures are answered all the same
+            complain(f"tinybitvit: {sentence(error)}")
+            status = BAD_INPUT
+            continue
+        probabilities = model.predict_proba(image[None])[0]
         best = probabilities.argmax()
-        print(f"{path}  {model.classes_[best]}  {probabilities[best]:.3f}", flush=True)
-    return 0
+        print(f"{printable(path)}  {printable(model.classes_[best])}  {probabilities[best]:.3f}", flush=True)
+    return status
 
 
 def attention(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
-    print("written:", tb.viz.attention_files(tb.load(args.model), args.images, args.out))
+    from ..files import printable
+
+    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out)))
     return 0
 
 
@@ -252,16 +272,17 @@ def quantize(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
     from ..study import load_data, measure, open_folder
+    from ..train.meter import say
 
     model, out = tb.load(args.model), Path(args.out)
     data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
     open_folder(out.parent)
-    print(data, flush=True)
+    say(str(data))
     rounded = tb.quantize(model, data.X_train, args.bits, args.images, random_state=args.seed)
     rounded.save(out, packed=True)
     found = measure(rounded, data, rounded.predict(data.X_test))
-    print(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
-    print(f"written: {out} ({out.stat().st_size:,} bytes)")
+    say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
+    say(written(out))
     return 0
 
 
@@ -278,13 +299,31 @@ def export(args: argparse.Namespace) -> int:
     elif args.format == "onnx":
         tb.io.export(model.model_, args.out, "onnx", preprocessing=model.normalize_.to_dict(), int8=args.int8)
     elif args.format == "html":
-        models = {Path(path).stem: tb.load(path) for path in (args.model, *args.compare)}
+        paths = (args.model, *args.compare)
+        models = dict(zip(model_names(paths), map(tb.load, paths), strict=True))
         examples = [tb.data.read_image(path, model.image_shape_) for path in args.images]
         tb.web.to_html(models, args.out, X=examples or None)
     else:
         tb.io.export(model.model_, args.out, args.format)
-    print(f"written: {args.out} ({Path(args.out).stat().st_size:,} bytes)")
+    print(written(args.out))
     return 0
+
+
+def model_names(paths: Sequence[str]) -> list[str]:
+    """A name for each model file: its own, with its folder's or a number where several files have the same."""
+    from ..files import printable
+
+    stems = [printable(Path(path).stem) for path in paths]
+    longer = [printable(f"{Path(path).absolute().parent.name}/{Path(path).stem}") for path in paths]
+    names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def written(path: str | Path) -> str:
+    """The line that tells of a file."""
+    from ..files import printable
+
+    return f"written: {printable(path)} ({Path(path).stat().st_size:,} bytes)"
 
 
 def profile(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What comes out of nbgrader's database: `grades.csv`, and `answers-<set>.csv` with the prose, which comes back in."""
 
 import csv
+import io
 import os
 import re
 import sysconfig
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ..files import write_file
 
 ANSWER_COLUMNS = ["student", "question", "answer", "max_points", "points", "comment"]
 
@@ -85,11 +88,12 @@ def write_grades(root: Path) -> Path:
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    # utf-8-sig: Excel takes a file without the mark for another encoding.
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    # Excel takes a file without the mark in front for another encoding.
+    write_file(path, "\ufeff" + text.getvalue())
 
 
 def _answers_path(root: Path, name: str) -> Path:

@@ -8,7 +8,6 @@ Grading runs the students' code with the rights of whoever grades; docs/instruct
 import io
 import logging
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..files import write_file
 from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
 
 TIMEOUT = 60  # seconds a cell may take
@@ -81,12 +81,12 @@ def new(folder: str | PathLike, assignments: str | PathLike | None = None) -> li
     for master in found:
         place = root / "source" / master.stem
         place.mkdir(parents=True)
-        shutil.copy(master, place)
-    (root / "nbgrader_config.py").write_text(
+        write_file(place / master.name, master.read_bytes())
+    write_file(
+        root / "nbgrader_config.py",
         "# For nbgrader's own commands and pages. `tinybitvit course` does not need this file.\n"
         "from tinybitvit.course.grading import configure\n\n"
         "configure(get_config())  # noqa: F821\n",
-        encoding="utf-8",
     )
     return [master.stem for master in found]
 
@@ -124,7 +124,7 @@ def grade(
     for student, path in found.items():
         place = root / "submitted" / student / name / f"{name}.ipynb"
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
+        write_file(place, path.read_bytes())
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
         with gradebook(root) as book:
             row = grades_row(root, book.find_submission(name, student))

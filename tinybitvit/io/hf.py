@@ -4,7 +4,7 @@ import json
 import os
 
 from .. import backend
-from ..files import tensor_bytes, write_file
+from ..files import tensor_bytes, write_model
 from ..models import VisionTransformer
 from ..quant import BitLinear, PackedLinear, pack
 
@@ -45,4 +45,4 @@ def export_hf(model: VisionTransformer, path: str | os.PathLike) -> None:
         if layer.norm is not None:
             arrays[f"{name}.rms_norm.weight"] = arrays.pop(f"{name}.norm.weight")
     about = {"config": config, "convention": CONVENTION, "preprocessing": model.preprocessing}
-    write_file(path, tensor_bytes(arrays, {"format": "pt", "tinybitvit_hf": json.dumps(about)}))
+    write_model(path, tensor_bytes(arrays, {"format": "pt", "tinybitvit_hf": json.dumps(about)}))

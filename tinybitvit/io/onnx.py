@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..files import write_file
+from ..files import write_model
 from ..models import VisionTransformer
 from ..nn import LayerNorm, Linear
 from ..ops.ste import EPS
@@ -93,7 +93,7 @@ def export_onnx(
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
-    write_file(path, proto.SerializeToString(deterministic=True))
+    write_model(path, proto.SerializeToString(deterministic=True))
 
 
 def _model(graph, model, preprocessing, int8, float_images):
@@ -159,8 +159,9 @@ def _attention(graph, attention, x, tokens, name, int8):
     qkv = _linear(graph, attention.qkv, x, f"{name}.qkv", int8)
     qkv = graph.add("Transpose", graph.reshape(qkv, -1, tokens, 3, heads, dim // heads), perm=[2, 0, 3, 1, 4])
     q, k, v = (graph.add("Gather", qkv, graph.constant(i, "int64"), axis=0) for i in range(3))
-    q = graph.add("Mul", q, graph.constant(np.float32((dim // heads) ** -0.5)))
-    p = graph.add("Softmax", graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = graph.add("Mul", scores, graph.constant(np.float32((dim // heads) ** -0.5)))
+    p = graph.add("Softmax", scores, axis=-1)
     y = graph.add("Transpose", graph.add("MatMul", p, v), perm=[0, 2, 1, 3])
     return _linear(graph, attention.proj, graph.reshape(y, -1, tokens, dim), f"{name}.proj", int8)
 

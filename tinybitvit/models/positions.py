@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..backend import host as np
+import numpy as np
 
 
 def resize_positions(grid: Any, size: tuple[int, int], antialias: bool = False) -> Any:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import functional as F
-from ..backend import host as np
 from ..files import CheckpointError, read_arrays
 from .positions import resize_positions
 from .vit import VisionTransformer

@@ -13,7 +13,7 @@ class Attend(Module):
 
     def forward(self, q, k):
         scale = q.shape[-1] ** -0.5
-        return F.softmax((q * scale) @ k.transpose(0, 1, 3, 2))
+        return F.softmax((q @ k.transpose(0, 1, 3, 2)) * scale)
 
 
 class MultiHeadAttention(Module):

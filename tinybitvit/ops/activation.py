@@ -19,7 +19,7 @@ CDF_BY_TANH = (
 )
 
 
-class Tanh(Function):
+class Tanh(Function, name="tanh"):
     """y = tanh x
 
     dy/dx = 1 - y^2.
@@ -37,7 +37,7 @@ class Tanh(Function):
         return (g * (1 - y * y),)
 
 
-class Sigmoid(Function):
+class Sigmoid(Function, name="sigmoid"):
     """y = 1 / (1 + e^-x), computed from z = e^-|x|, which cannot overflow: 1 / (1 + z) for x >= 0, else z / (1 + z)
 
     dy/dx = y (1 - y).
@@ -56,7 +56,7 @@ class Sigmoid(Function):
         return (g * (y * (1 - y)),)
 
 
-class Relu(Function):
+class Relu(Function, name="relu"):
     """y = max(x, 0)
 
     dy/dx = 1 where x > 0, else 0 (at x = 0 the subgradient 0, as PyTorch has it).
@@ -73,7 +73,7 @@ class Relu(Function):
         return (g * (x > 0),)
 
 
-class Gelu(Function):
+class Gelu(Function, name="gelu"):
     """y = x P(X <= x), X standard normal = x (1 + erf(x / sqrt 2)) / 2; Hendrycks & Gimpel 2016 (arXiv 1606.08415)
 
     approximate="tanh": y = x (1 + t) / 2 with t = tanh u, u = sqrt(2/pi) (x + 0.044715 x^3).

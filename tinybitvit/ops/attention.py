@@ -24,7 +24,7 @@ def attend_backward(xp, g, q, k, v, p, scale, dq=None, dk=None, dv=None):
     return xp.matmul(ds, k, out=dq), xp.matmul(transpose_last(ds), q, out=dk), dv
 
 
-class ScaledDotProductAttention(Function):
+class ScaledDotProductAttention(Function, name="scaled_dot_product_attention"):
     """y = p v with p = softmax(s), s = scale q k^T, for q (..., T, d), k (..., S, d), v (..., S, e): y (..., T, e)
 
     dv = p^T g and dL/dp = g v^T; through the softmax of each row i: dL/ds_ij = p_ij (dL/dp_ij - sum_l dL/dp_il p_il);
@@ -44,7 +44,7 @@ class ScaledDotProductAttention(Function):
         return attend_backward(ctx.xp, g, q, k, v, p, ctx.scale)
 
 
-class MultiHeadAttention(Function):
+class MultiHeadAttention(Function, name="multi_head_attention"):
     """y = softmax(scale q k^T) v of every head at once, from qkv (N, T, 3 h d), q, k, v side by side, to y (N, T, h d)
 
     Head j works on columns j d .. (j+1) d of q, k and v. Splitting and joining the heads only moves elements, so

@@ -1,8 +1,17 @@
-"""The contract of a differentiable function, and the two helpers that every family of operations uses.
+"""The contract of a differentiable function, and the helpers that every family of operations uses.
 
 Notation in all files of `ops`: x, y arrays in and out; L the scalar loss; g = dL/dy, the gradient that arrives from
 above; a backward returns dL/dx for every input x, in the order of the inputs.
 """
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..backend import Array
+
+Axis: TypeAlias = int | Sequence[int] | None  # None: all axes
+Gradients: TypeAlias = tuple[Array | None, ...]  # one for each array input
+OPS: dict[str, type["Function"]] = {}
 
 
 class Context:
@@ -14,14 +23,19 @@ class Context:
     Parameters (an axis, a shape) are kept as plain attributes.
     """
 
-    saved = ()
+    saved: tuple[Any, ...] = ()
 
-    def __init__(self, xp, needs_input_grad):
+    def __init__(self, xp: Any, needs_input_grad: tuple[bool, ...]) -> None:
         self.xp = xp
         self.needs_input_grad = needs_input_grad
 
-    def save(self, *arrays):
+    def save(self, *arrays: Array | None) -> None:
         self.saved = arrays
+
+    if TYPE_CHECKING:  # any attribute may be kept
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Function:
@@ -30,18 +44,27 @@ class Function:
     The same contract as `torch.autograd.Function`, with arrays where PyTorch has tensors. `backward` returns a tuple
     with one entry per array input, None where there is no gradient, each of its input's shape. Inputs and g are never
     changed in place. Gradients of gradients are not supported: a backward is plain array code, not a graph.
+
+    `class Softmax(Function, name="softmax")` enters the class in the table OPS under that name.
     """
 
+    def __init_subclass__(cls, name: str = "") -> None:
+        if not name:
+            return
+        if name in OPS and OPS[name].__module__ != cls.__module__:
+            raise ValueError(f"there is an operation {name!r} already, {OPS[name].__name__}: choose another name")
+        OPS[name] = cls
+
     @staticmethod
-    def forward(ctx, *arrays, **params):
+    def forward(ctx: Context, *arrays: Any, **params: Any) -> Array:
         raise NotImplementedError
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         raise NotImplementedError
 
 
-def unbroadcast(g, shape):
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Sum g over the axes along which an input of this shape was repeated.
 
     Broadcasting copies an element along an axis, y_i = x for all i, so dL/dx = sum_i g_i.
@@ -53,7 +76,7 @@ def unbroadcast(g, shape):
     return g.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
 
 
-def normalize_axis(axis, ndim):
+def normalize_axis(axis: Axis, ndim: int) -> tuple[int, ...]:
     """An axis (None, int or tuple, negative allowed) as a sorted tuple of ints from 0; ValueError if out of range."""
     if axis is None:
         return tuple(range(ndim))

@@ -3,7 +3,7 @@
 from .base import Function, unbroadcast
 
 
-class Add(Function):
+class Add(Function, name="add"):
     """y = a + b
 
     dy/da = dy/db = 1, so both inputs receive g.
@@ -19,7 +19,7 @@ class Add(Function):
         return tuple(unbroadcast(g, shape) for shape in ctx.shapes)
 
 
-class Sub(Function):
+class Sub(Function, name="sub"):
     """y = a - b
 
     dy/da = 1 and dy/db = -1.
@@ -35,7 +35,7 @@ class Sub(Function):
         return unbroadcast(g, ctx.shapes[0]), unbroadcast(-g, ctx.shapes[1])
 
 
-class Mul(Function):
+class Mul(Function, name="mul"):
     """y = a b
 
     dy/da = b and dy/db = a.
@@ -53,7 +53,7 @@ class Mul(Function):
         return unbroadcast(g * b, a.shape) if need_a else None, unbroadcast(g * a, b.shape) if need_b else None
 
 
-class Div(Function):
+class Div(Function, name="div"):
     """y = a / b
 
     dy/da = 1 / b and dy/db = -a / b^2 = -y / b.
@@ -73,7 +73,7 @@ class Div(Function):
         return unbroadcast(da, ctx.shape), unbroadcast(-da * y, b.shape)
 
 
-class Neg(Function):
+class Neg(Function, name="neg"):
     """y = -x
 
     dy/dx = -1.
@@ -88,7 +88,7 @@ class Neg(Function):
         return (-g,)
 
 
-class Pow(Function):
+class Pow(Function, name="pow"):
     """y = x^p for a constant exponent p
 
     dy/dx = p x^(p-1); for p = 0 it is 0 everywhere, also at x = 0.
@@ -107,7 +107,32 @@ class Pow(Function):
         return (g * 0 if p == 0 else g * (p * x ** (p - 1)),)
 
 
-class Exp(Function):
+class Power(Function, name="power"):
+    """y = a^b
+
+    dy/da = b a^(b-1) and dy/db = y ln a; 0 for b = 0 and, where b >= 0, for a = 0, as PyTorch has it.
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        y = a**b
+        ctx.save(a, b, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        xp, (a, b, y) = ctx.xp, ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        da = db = None
+        if need_a:
+            da = unbroadcast(xp.where(b == 0, 0, g * (b * a ** xp.where(b == 0, 1, b - 1))), a.shape)
+        if need_b:
+            flat = (a == 0) & (b >= 0)
+            db = unbroadcast(xp.where(flat, 0, g * (y * xp.log(xp.where(flat, 1, a)))), b.shape)
+        return da, db
+
+
+class Exp(Function, name="exp"):
     """y = e^x
 
     dy/dx = y.
@@ -125,7 +150,7 @@ class Exp(Function):
         return (g * y,)
 
 
-class Log(Function):
+class Log(Function, name="log"):
     """y = ln x
 
     dy/dx = 1 / x.
@@ -142,7 +167,7 @@ class Log(Function):
         return (g / x,)
 
 
-class Sqrt(Function):
+class Sqrt(Function, name="sqrt"):
     """y = sqrt(x)
 
     dy/dx = 1 / (2 y).
@@ -160,7 +185,7 @@ class Sqrt(Function):
         return (g / (2 * y),)
 
 
-class Where(Function):
+class Where(Function, name="where"):
     """y = a where the condition holds, else b (the condition gets no gradient)
 
     g flows to a where the condition holds and to b elsewhere.
@@ -180,7 +205,7 @@ class Where(Function):
         return None, unbroadcast(da, ctx.shapes[0]), unbroadcast(db, ctx.shapes[1])
 
 
-class Abs(Function):
+class Abs(Function, name="abs"):
     """y = |x|
 
     dy/dx = sign x, with 0 at x = 0.
@@ -197,7 +222,7 @@ class Abs(Function):
         return (g * ctx.xp.sign(x),)
 
 
-class Maximum(Function):
+class Maximum(Function, name="maximum"):
     """y = max(a, b), elementwise
 
     g flows to the larger input; where they are equal each gets half, as PyTorch has it.
@@ -215,7 +240,7 @@ class Maximum(Function):
         return unbroadcast(g * ((a > b) + tie), a.shape), unbroadcast(g * ((b > a) + tie), b.shape)
 
 
-class Clip(Function):
+class Clip(Function, name="clip"):
     """y = min(max(x, low), high); None leaves that side open
 
     dy/dx = 1 where low <= x <= high (the ends included, as PyTorch has it), else 0.

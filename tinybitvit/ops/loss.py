@@ -12,7 +12,7 @@ def _check_not_empty(name, x):
         )
 
 
-class CrossEntropy(Function):
+class CrossEntropy(Function, name="cross_entropy"):
     """L = sum_n w_n l_n / sum_n w_n with l_n = -sum_c t_nc ln p_nc, p = softmax(logits), for logits (N, C)
 
     target: (N,) class numbers, or (N, C) probabilities t. Label smoothing e replaces t by (1 - e) t + e / C.
@@ -68,7 +68,7 @@ def check_classes(target, classes):
         )
 
 
-class MSE(Function):
+class MSE(Function, name="mse"):
     """L = mean((x - t)^2) over all elements
 
     dL/dx = 2 (x - t) / n and dL/dt = -dL/dx.
@@ -89,7 +89,7 @@ class MSE(Function):
         return unbroadcast(d, ctx.shapes[0]), unbroadcast(-d, ctx.shapes[1])
 
 
-class KLDiv(Function):
+class KLDiv(Function, name="kl_div"):
     """L = (1/N) sum_nc t_nc (ln t_nc - x_nc) for log-probabilities x (N, C) and probabilities t (N, C), 0 ln 0 = 0
 
     dL/dx = -t / N. The target gets no gradient. (torch: kl_div(x, t, reduction="batchmean").)

@@ -8,7 +8,7 @@ def transpose_last(x):
     return x.swapaxes(-1, -2)
 
 
-class Matmul(Function):
+class Matmul(Function, name="matmul"):
     """y = a @ b over the last two axes, (..., n, k) @ (..., k, m) -> (..., n, m); leading axes broadcast
 
     y_ij = sum_k a_ik b_kj, so dL/da_ik = sum_j g_ij b_kj, that is da = g b^T, and db = a^T g.
@@ -37,7 +37,7 @@ class Matmul(Function):
         return da, db
 
 
-class Linear(Function):
+class Linear(Function, name="linear"):
     """y = x W^T + b for rows x (..., in), W (out, in), b (out,): y (..., out)
 
     y_o = sum_i x_i W_oi + b_o. With the leading axes flattened into rows:

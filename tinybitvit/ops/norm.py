@@ -4,7 +4,7 @@ from .. import backend
 from .base import Function
 
 
-class Softmax(Function):
+class Softmax(Function, name="softmax"):
     """y_i = e^(x_i - max x) / sum_j e^(x_j - max x) along an axis
 
     dy_i/dx_j = y_i (1[i=j] - y_j); contracted with g it is dL/dx_j = y_j (g_j - sum_i g_i y_i), so the n x n
@@ -24,7 +24,7 @@ class Softmax(Function):
         return (y * (g - (g * y).sum(axis=ctx.axis, keepdims=True)),)
 
 
-class LogSoftmax(Function):
+class LogSoftmax(Function, name="log_softmax"):
     """y_i = x_i - ln sum_j e^(x_j) along an axis, with the maximum taken out of the sum
 
     dy_i/dx_j = 1[i=j] - p_j with p = e^y = softmax x; hence dL/dx_j = g_j - p_j sum_i g_i.
@@ -43,7 +43,7 @@ class LogSoftmax(Function):
         return (g - ctx.xp.exp(y) * g.sum(axis=ctx.axis, keepdims=True),)
 
 
-class LayerNorm(Function):
+class LayerNorm(Function, name="layer_norm"):
     """y = z w + b with z = (x - mean x) / s, s = sqrt(var x + eps) over the last axis; Ba et al. 2016 (arXiv
     1607.06450)
 
@@ -90,7 +90,7 @@ class LayerNorm(Function):
         return (dx.reshape(ctx.shape), dw, db)[: ctx.inputs]
 
 
-class RMSNorm(Function):
+class RMSNorm(Function, name="rms_norm"):
     """y = z w with z = x / s, s = sqrt(mean(x^2) + eps) over the last axis; Zhang & Sennrich 2019 (arXiv 1910.07467)
 
     dw = sum over rows of g z. With h = g w: dL/dx = (h - z mean(h z)) / s.
@@ -129,7 +129,7 @@ class RMSNorm(Function):
         return (dx.reshape(ctx.shape), dw)[: ctx.inputs]
 
 
-class Dropout(Function):
+class Dropout(Function, name="dropout"):
     """y = x m with a given mask m: 0 with probability p, else 1 / (1 - p); Srivastava et al. 2014
 
     dy/dx = m. The mean of y over masks is x, so evaluation needs no change of scale.

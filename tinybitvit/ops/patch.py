@@ -30,7 +30,7 @@ def from_patches(x, patch, height, width):
     return x.reshape(n, height, width, c)
 
 
-class Patchify(Function):
+class Patchify(Function, name="patchify"):
     """y = the patches of x: (N, H, W, C) -> (N, T, ph pw C), T = (H / ph) (W / pw)
 
     Every pixel lands in exactly one place, so g is laid back into the image.
@@ -46,7 +46,7 @@ class Patchify(Function):
         return (from_patches(g, ctx.patch, *ctx.size),)
 
 
-class Unpatchify(Function):
+class Unpatchify(Function, name="unpatchify"):
     """y = the image of which x are the patches: (N, T, ph pw C) -> (N, H, W, C)
 
     The inverse of Patchify, and a permutation of elements: g is cut into patches again.

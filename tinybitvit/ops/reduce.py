@@ -20,7 +20,7 @@ class _Reduction(Function):
         return g.reshape([1 if i in ctx.axes else n for i, n in enumerate(ctx.shape)])
 
 
-class Sum(_Reduction):
+class Sum(_Reduction, name="sum"):
     """y = sum_i x_i
 
     dy/dx_i = 1, so every element receives g.
@@ -36,7 +36,7 @@ class Sum(_Reduction):
         return (ctx.xp.broadcast_to(Sum.expand(ctx, g), ctx.shape),)
 
 
-class Mean(_Reduction):
+class Mean(_Reduction, name="mean"):
     """y = (1/n) sum_i x_i
 
     dy/dx_i = 1/n.
@@ -52,7 +52,7 @@ class Mean(_Reduction):
         return (ctx.xp.broadcast_to(Mean.expand(ctx, g) / max(ctx.count, 1), ctx.shape),)
 
 
-class Max(_Reduction):
+class Max(_Reduction, name="max"):
     """y = max_i x_i
 
     dy/dx_i = 1 / m where x_i is one of the m elements that reach the maximum, else 0 (as torch.amax shares it).
@@ -72,7 +72,7 @@ class Max(_Reduction):
         return (reached * share,)
 
 
-class Var(_Reduction):
+class Var(_Reduction, name="var"):
     """y = sum_i (x_i - m)^2 / (n - ddof), m the mean (ddof=0 as in NumPy; PyTorch's default is 1)
 
     dy/dx_i = 2 (x_i - m) / (n - ddof); the terms through m cancel, since sum_i (x_i - m) = 0.

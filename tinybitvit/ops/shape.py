@@ -4,7 +4,7 @@ from .. import backend
 from .base import Function, unbroadcast
 
 
-class Reshape(Function):
+class Reshape(Function, name="reshape"):
     """y = x, the same elements in the same (row-major) order under another shape
 
     g is reshaped back.
@@ -20,7 +20,7 @@ class Reshape(Function):
         return (g.reshape(ctx.shape),)
 
 
-class Transpose(Function):
+class Transpose(Function, name="transpose"):
     """y[i_p0, i_p1, ...] = x[i_0, i_1, ...] for the permutation p = axes (None: all axes reversed)
 
     g goes through the inverse permutation.
@@ -38,7 +38,7 @@ class Transpose(Function):
         return (g.transpose(ctx.inverse),)
 
 
-class BroadcastTo(Function):
+class BroadcastTo(Function, name="broadcast_to"):
     """y = x repeated along the axes of size 1 (and along new leading axes) up to a shape
 
     A repeated element receives the sum of the g of its copies.
@@ -54,7 +54,7 @@ class BroadcastTo(Function):
         return (unbroadcast(g, ctx.shape),)
 
 
-class GetItem(Function):
+class GetItem(Function, name="getitem"):
     """y = x[index] for any NumPy index: ints, slices, None, Ellipsis, integer or bool arrays
 
     dL/dx[index] = g and 0 elsewhere; an element picked several times receives the sum.
@@ -76,7 +76,7 @@ class GetItem(Function):
         return (dx,)
 
 
-class Concatenate(Function):
+class Concatenate(Function, name="concatenate"):
     """y = the inputs one after another along an axis
 
     Each input receives its own stretch of g.
@@ -99,7 +99,7 @@ class Concatenate(Function):
         return tuple(grads)
 
 
-class Pad(Function):
+class Pad(Function, name="pad"):
     """y = x with a border of a constant value, pad_width = ((before, after), ...) per axis as in NumPy
 
     The border is constant, so x receives the inner part of g.

@@ -1,7 +1,7 @@
 """Quantisation: straight-through quantisers, bit packing, low-bit linear layers."""
 
 from ..functional import absmax, binary, nbit, ternary
-from ..ops import ste
+from ..ops import ste as ste
 from .describe import LayerInfo, describe
 from .linear import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
 from .pack import LAYOUTS, binary_dot, choose_layout, pack, packed_nbytes, packed_shape, sign_bits, unpack, validate
@@ -26,7 +26,6 @@ __all__ = [
     "packed_nbytes",
     "packed_shape",
     "sign_bits",
-    "ste",
     "ternary",
     "unpack",
     "validate",

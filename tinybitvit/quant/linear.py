@@ -26,7 +26,7 @@ class BitLinear(Linear):
     bits: 1 (sign), 1.58 (ternary) or 2, 3, 4, 8 (rounded) for the weights; activation_bits: 8, 4, 1 or None for the
     inputs, one scale per token; granularity: one weight scale per 'row' (output channel) or 'tensor' (BitNet's papers);
     scale: 'absmean', 'absmedian' (or 'twn' at 1.58 bits, 'absmax' from 2 bits up); ste: the gradient of the weight
-    quantiser, see `quant.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
+    quantiser, see `ops.ste`; norm: an RMSNorm on the input (SubLN, Wang et al. 2022, arXiv 2210.06423).
 
     Three things that are easily confused: `weight` is the latent float weight that the optimiser moves;
     `quantized_weight()` is what the forward pass multiplies by; the packed bytes live in a `PackedLinear`.

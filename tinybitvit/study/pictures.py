@@ -11,8 +11,9 @@ import tinybitvit as tb
 
 from .. import viz, web
 from ..data import Dataset
-from ..files import write_file
+from ..files import printable, write_file
 from ..train.convert.recipes import ABLATION
+from ..train.meter import say
 from . import report
 from .run import Run, Study
 
@@ -38,14 +39,14 @@ def write_report(study: Study, results: report.Results, data: Dataset, runs: Seq
         pictures[heading] = png, caption
         write_file(folder / file, png)
         written.append(file)
-    write_file(folder / "report.html", report.page(results, pictures).encode())
+    write_file(folder / "report.html", report.page(results, pictures))
     sizes = [4 / 3 * entry["weight_bytes"] for entry in results["summary"]]
     if models and sum(sizes) < LARGEST_PAGE:
-        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]).encode())
+        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]))
         written.append("try.html")
     names = [*written, *(["models"] if (folder / "models").is_dir() else [])]
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print("written:", *(shown / name for name in names))
+    say(printable(" ".join(["written:", *(str(shown / name) for name in names)])))
 
 
 def png_bytes(figure: Any) -> bytes:
@@ -62,7 +63,7 @@ def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"])
     yield from result_figures(results)
     if not models:
         return
-    labels = np.array(data.classes)[data.y_test]
+    labels = np.array(list(map(printable, data.classes)))[data.y_test]
     shown = np.unique(data.y_test, return_index=True)[1][:PICTURED]  # the first image of each of the first classes
     X, y = data.X_test[shown], labels[shown]
     several = len(models) > 1
@@ -126,7 +127,7 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
             f"Test images{' of all seeds' if over_seeds else ''}: true classes down, predicted ones across.",
             viz.plot_confusion_matrices(
                 {name: np.sum([m["confusion_matrix"] for m in models], axis=0) for name, models in groups.items()},
-                results["classes"],
+                list(map(printable, results["classes"])),
             ),
         )
 

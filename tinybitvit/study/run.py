@@ -1,8 +1,10 @@
 """One model of a study: trained, measured and saved."""
 
 import multiprocessing
+import os
 import signal
 import threading
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
+from ..train.meter import say
 from . import report
 from .presets import load_data_once
 
@@ -97,7 +100,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     if run.recipe is not None:
         options["recipe"] = run.recipe
     if shared:
-        leave_interrupts_to_parent()
+        serve_parent()
         options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
     if run.twin is not None:
         twin = tb.load(study.model_file(run._replace(bits=32, recipe=None)), options.get("device", "cpu"))
@@ -121,13 +124,35 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}
 
 
-def leave_interrupts_to_parent() -> None:
-    """In a process that joblib started: Ctrl-C strikes all processes of a terminal, and one is to tell of it.
+def serve_parent() -> None:
+    """In a process that joblib started: leave Ctrl-C to the parent, and end when the parent is gone.
 
-    The parent then ends the others; their runs go on from their last checkpoint.
+    Ctrl-C strikes all processes of a terminal, and one is to tell of it: the parent, which then ends the others. A
+    parent that is killed ends nobody. The runs of both go on from their last checkpoint.
     """
-    if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "watch" not in {thread.name for thread in threading.enumerate()}:
+        threading.Thread(target=end_with, args=(parent, os.getppid()), name="watch", daemon=True).start()
+
+
+def end_with(parent: Any, started_by: int) -> None:
+    """Wait until the parent is gone, or what started this process for it (a fork server); then end this process."""
+    while is_alive(parent) and os.getppid() == started_by:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def is_alive(parent: Any) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return parent.is_alive()
+    try:
+        os.kill(parent.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def start_model(source: Any) -> Any:
@@ -143,7 +168,7 @@ def save(model: "tb.ViT", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         model.save(path, packed=model.bits != 32)
     except (OSError, CheckpointError) as error:
-        print(f"model not saved, the study goes on: {error}", flush=True)
+        say(f"model not saved, the study goes on: {error}")
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..models import source_of
 from ..quant import check_bits
 from ..train import Recipe, find_recipe
 from ..train.convert.recipes import ABLATION
-from ..train.meter import clock
+from ..train.meter import clock, say
 from . import report
 from .pictures import write_report
 from .presets import PRESETS, SHAPE, load_data_once, preset
@@ -130,10 +130,10 @@ def run_all(
     began, seeds_used = time.perf_counter(), range(seed, seed + seeds)
     data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, teacher, options)
     results = begin(study, data, runs, resume, command)
-    print(data, flush=True)
+    say(str(data))
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
     done = {model["name"] for model in results["models"]}
-    progress = Progress(
+    progress = Tally(
         [run for run in runs if run.name not in done or not study.model_file(run).exists()],
         total=len(runs),
         trains=study.trains,
@@ -142,6 +142,7 @@ def run_all(
         for run, found in trained(study, runs, resume, jobs, progress):
             add_run(results, found, [r.name for r in runs])
             write_file(study.folder / "results.json", report.to_json(results))
+            progress.count(run, found)
             if found["interrupted"]:
                 break
             close(study, [run])
@@ -150,9 +151,9 @@ def run_all(
     finally:  # also where a later model fails or the disk is full: hours of training are not lost from sight
         load_data_once.cache_clear()
         if results["models"]:
-            print(f"\n{report.text_table(results)}\n", flush=True)
+            say(f"\n{report.text_table(results)}\n")
             write_report(study, results, data, runs)
-        print(f"{time.perf_counter() - began:.0f} s in all")
+        say(f"{time.perf_counter() - began:.0f} s in all")
     return results
 
 
@@ -227,7 +228,7 @@ def low_bit_recipe(recipe, bits) -> Recipe:
 
 
 def trained(
-    study: Study, runs: Sequence[Run], resume: bool, jobs: int | None, progress: "Progress"
+    study: Study, runs: Sequence[Run], resume: bool, jobs: int | None, progress: "Tally"
 ) -> Iterator[tuple[Run, report.Results]]:
     """Train those of the runs that are to do, one after another or as many at a time as joblib has processes for."""
     from joblib import Parallel, delayed, effective_n_jobs
@@ -252,22 +253,19 @@ def trained(
             # joblib replaces a process whose memory has grown, as it does with the models, between two of them
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
             for found in parallel(tasks) if tasks else ():
-                progress.count(named[found["name"]], found)
                 yield named[found["name"]], found
 
 
 def one_by_one(
-    study: Study, runs: Iterable[Run], resume: bool, progress: "Progress"
+    study: Study, runs: Iterable[Run], resume: bool, progress: "Tally"
 ) -> Iterator[tuple[Run, report.Results]]:
     """Train them in this process, each on all cores."""
     for run in runs:
         progress.announce(run)
-        found = train_run(study, run, resume)
-        progress.count(run, found)
-        yield run, found
+        yield run, train_run(study, run, resume)
 
 
-class Progress:
+class Tally:
     """How far a study is, on stdout. trains: whether a run trains its model; others cost nothing."""
 
     def __init__(self, todo: Sequence[Run], total: int, trains: Callable[[Run], bool] = lambda run: True):
@@ -281,12 +279,12 @@ class Progress:
         return "" if seconds is None else f", about {clock(seconds)} left"
 
     def announce(self, run: Run) -> None:
-        print(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})", flush=True)
+        say(f"\n{run.title} (model {self.done + 1} of {self.total}{self.left()})")
 
     def count(self, run: Run, found: report.Results) -> None:
         self.done, self.cost = self.done + 1, self.cost + (cost(run) if self.trains(run) else 0.0)
         took = f"accuracy {found['accuracy']:.4f}, {clock(found['seconds'])} of training"
-        print(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})", flush=True)
+        say(f"{run.title}: {took} ({self.done} of {self.total}{self.left()})")
 
 
 def cost(run: Run) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from .. import backend
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from . import ranks
+from .meter import say
 
 CODES = ("flip_rate", "zero_share", "distance")  # of low-bit layers at the end of an epoch, in a history
 KEPT = 2  # should the newest file be damaged, there is one before it
@@ -163,7 +164,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, arrays, {"run": self.run, "notes": self.notes, **info})
         except (OSError, ValueError) as error:
-            print(f"no checkpoint saved, the training goes on: {error}", flush=True)
+            say(f"no checkpoint saved, the training goes on: {error}")
         else:
             self.kept = [*(p for p in self.kept if p != path), path][-KEPT:]
             delete_checkpoints(self.folder, self.kept)
@@ -177,7 +178,7 @@ class Checkpoints:
                 if "notes" not in info:
                     raise CheckpointError(f"{path} is no checkpoint of a training run")
             except CheckpointError as error:
-                print(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it", flush=True)
+                say(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it")
                 continue
             for name, mine in self.run.items():
                 if (theirs := info["run"].get(name)) != mine:

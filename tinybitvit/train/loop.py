@@ -9,7 +9,7 @@ import numpy as np
 from ..ops.norm import log_softmax_array, softmax_array
 from ..quant import watch
 from .checkpoint import CODES, Progress
-from .meter import Meter
+from .meter import Meter, say
 
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", *CODES)
 
@@ -67,7 +67,7 @@ def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, che
             meter.update(progress)
     sums, weights = progress.sums, max(progress.sums["weights"], 1e-12)
     if sums["skipped"]:
-        print(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite", flush=True)
+        say(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite")
     found = {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights, "images": sums["images"]}
     return {**found, **progress.codes}
 
@@ -193,10 +193,10 @@ def run(
         if verbose:
             epoch = len(history["loss"]) - before + 1
             more = f"; resume goes on from {checkpoints.folder}" if checkpoints is not None else ""
-            print(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}", flush=True)
+            say(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}")
     if early is not None:
         if verbose and early.over:
-            print(f"no better val_accuracy for {patience} epochs: back to the best epoch", flush=True)
+            say(f"no better val_accuracy for {patience} epochs: back to the best epoch")
         early.restore()
     return history, interrupted
 

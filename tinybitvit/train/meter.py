@@ -1,5 +1,7 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
+import contextlib
+import sys
 import time
 
 MINUTE = 60.0  # seconds: between two lines within an epoch
@@ -31,7 +33,7 @@ class Meter:
         return time.monotonic() - self.told >= MINUTE
 
     def _tell(self, line):
-        print(self.lead + line, flush=True)
+        say(self.lead + line)
         self.told = time.monotonic()
 
 
@@ -64,3 +66,10 @@ def clock(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def say(text: str) -> None:
+    """Print a line at once. An output that is closed, full or knows only ASCII costs the line, never the training."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -4,12 +4,12 @@ from .attention_plots import plot_comparison as plot_comparison
 from .attention_plots import plot_damage as plot_damage
 from .attention_plots import plot_heads as plot_heads
 from .attention_plots import plot_statistics as plot_statistics
-from .compare import AttentionComparison as AttentionComparison
-from .compare import compare_attention as compare_attention
 from .files import attention_files as attention_files
 from .layout import Layout as Layout
 from .observe import attention as attention
-from .record import AttentionRecord as AttentionRecord
+from .observe import compare_attention as compare_attention
+from .pictured import AttentionComparison as AttentionComparison
+from .pictured import AttentionRecord as AttentionRecord
 from .result_plots import plot_ablation as plot_ablation
 from .result_plots import plot_pareto as plot_pareto
 from .result_plots import plot_table as plot_table

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .compare import AttentionComparison
+from .compare import ComparedMaps
 from .figure import (
     DIVERGING,
     PALETTE,
@@ -23,7 +23,7 @@ from .figure import (
     show_map,
 )
 from .layout import Layout, Query
-from .record import CAVEAT, AttentionRecord
+from .record import CAVEAT, RecordedMaps
 
 SHARE = "share of attention (%)"
 
@@ -35,7 +35,7 @@ def method_title(method: str | int) -> str:
 
 
 def plot_attention(
-    record: AttentionRecord,
+    record: RecordedMaps,
     images: Sequence[int] | None = None,
     methods: Sequence[str | int] | None = None,
     layer: int = -1,
@@ -66,7 +66,7 @@ def plot_attention(
 
 
 def plot_heads(
-    record: AttentionRecord,
+    record: RecordedMaps,
     image: int = 0,
     layers: Sequence[int] | None = None,
     query: Query = None,
@@ -94,7 +94,7 @@ def plot_heads(
     return _captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
 
 
-def plot_statistics(record: AttentionRecord) -> Figure:
+def plot_statistics(record: RecordedMaps) -> Figure:
     """Entropy and mean distance of every head, as means over the images: layers by heads."""
     entropy, distance = record.entropy().mean(axis=0), record.distance("patches").mean(axis=0)
     figure = new_figure(max(7.5, 1.0 * record.heads), 0.35 * record.depth + 2.4)
@@ -110,7 +110,7 @@ def plot_statistics(record: AttentionRecord) -> Figure:
 
 
 def plot_comparison(
-    comparison: AttentionComparison,
+    comparison: ComparedMaps,
     images: Sequence[int] | None = None,
     method: str | int = "rollout",
     layer: int = -1,
@@ -146,7 +146,7 @@ def plot_comparison(
     return _captioned(figure, f"{first.layout.describe(query)}. {CAVEAT}")
 
 
-def plot_damage(comparison: AttentionComparison, top: float = 20) -> Figure:
+def plot_damage(comparison: ComparedMaps, top: float = 20) -> Figure:
     """How far every head is from the first model's, and what became of rollouts and predictions.
 
     A grid of layers by heads for each other model: Jensen-Shannon divergence in bits, one scale for all; the cells name
@@ -198,7 +198,7 @@ def _show_originals(axes: Iterable[Axes], pictures, labels, query: Query, layout
         ax.set_title("image" if i == 0 else "", fontsize=10)
 
 
-def _prediction(record: AttentionRecord, number: int) -> str:
+def _prediction(record: RecordedMaps, number: int) -> str:
     if record.logits is None:
         return ""
     return f"predicts {record.predictions[number]} ({record.probabilities[number].max():.0%})"

@@ -1,32 +1,21 @@
 """Two or more models on the same images: how far apart their attention is, head by head and map by map."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from . import measures
 from .layout import Query
-from .observe import attention
-from .record import AttentionRecord
+from .record import RecordedMaps
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionComparison:
-    """The records of several models, the first of which is the reference; made by `compare_attention`.
+class ComparedMaps:
+    """The data of an `AttentionComparison`, whose docstring names the fields, and what is computed from it."""
 
-    records: name -> `AttentionRecord`. y: true labels (N,) or None. matches: name -> int array (layers, heads); entry
-    (l, i) is the model's head that is compared with the reference's head i of layer l. divergence: name -> (layers,
-    heads), Jensen-Shannon divergence in bits between these two heads, mean over images and tokens: 0 the same, 1
-    nothing shared.
-
-    Attention is not explanation, and neither is its difference: heads can move without a change of the output, and the
-    output can change while heads stay (see `AttentionRecord`). Read it beside `changed()` and the accuracy.
-    """
-
-    records: dict[str, AttentionRecord]
+    records: Mapping[str, RecordedMaps]
     y: np.ndarray | None
     matches: dict[str, np.ndarray]
     divergence: dict[str, np.ndarray]
@@ -101,64 +90,10 @@ class AttentionComparison:
         cells = [list(rows[0])] + [[v if isinstance(v, str) else f"{v:.3f}" for v in row.values()] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-        return f"AttentionComparison of {len(self)} images with {self.reference!r}\n" + "\n".join(lines)
-
-    # --- pictures -----------------------------------------------------------------------------------------------------
-
-    def plot(self, **options: Any):
-        """Original, each model, differences, as a matplotlib Figure; see `plot_comparison`."""
-        from .attention_plots import plot_comparison
-
-        return plot_comparison(self, **options)
-
-    def to_html(
-        self, path: str | PathLike | None = None, *, layers: Sequence[int] | None = None, max_images: int | None = None
-    ) -> str:
-        """The interactive page with all models side by side, as one text, written to `path` if given; see
-        `page.render`.
-        """
-        from . import page
-
-        return page.save(page.render(self, layers=layers, max_images=max_images), path)
-
-    def _repr_html_(self) -> str:
-        from . import page
-
-        return page.frame(self)
+        return f"{type(self).__name__} of {len(self)} images with {self.reference!r}\n" + "\n".join(lines)
 
 
-def compare_attention(
-    models: Mapping[str, Any], X: Any, y: Any = None, *, match: bool = True, **options: Any
-) -> AttentionComparison:
-    """Record several models on the images X (N, ...) and compare each with the first.
-
-    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true
-    labels. options go to `attention` (target, batch_size).
-
-    match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that
-    were trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one
-    was trained from the other's weights, heads keep their places and match=False compares head i with head i.
-    """
-    if len(models) < 2:
-        raise ValueError("compare_attention needs at least two models, as in {'32 bits': a, '1.58 bits': b}")
-    records = {name: attention(model, X, **options) for name, model in models.items()}
-    reference, first = next(iter(records.items()))
-    for name, record in records.items():
-        if (record.layout, record.depth, record.heads) != (first.layout, first.depth, first.heads):
-            raise ValueError(
-                f"{name!r} and {reference!r} differ in patch grid, tokens, depth or heads; compare models of one shape:"
-                f" {record!r}, {first!r}"
-            )
-    y = None if y is None else np.asarray(y)
-    if y is not None and y.shape != (len(first),):
-        raise ValueError(f"y must hold one label for each of the {len(first)} images, not shape {y.shape}")
-    matches, divergence = {}, {}
-    for name, record in records.items():
-        matches[name], divergence[name] = _paired_heads(first, record, match and name != reference)
-    return AttentionComparison(records, y, matches, divergence)
-
-
-def _paired_heads(first: AttentionRecord, record: AttentionRecord, match: bool) -> tuple[np.ndarray, np.ndarray]:
+def paired_heads(first: RecordedMaps, record: RecordedMaps, match: bool) -> tuple[np.ndarray, np.ndarray]:
     """For each layer and head of `first` the head of `record` that it is compared with, and their divergence."""
     heads = np.arange(first.heads)
     matches, divergence = [], []

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Normalize, read_image
-from .compare import compare_attention
-from .observe import attention
+from ..files import new_file
+from .observe import attention, compare_attention
 
 
 def attention_files(
@@ -39,7 +39,9 @@ def attention_files(
     if out.suffix == ".html":
         result.to_html(out)
     else:
-        result.plot(images=range(len(X))).savefig(out, dpi=150)
+        figure = result.plot(images=range(len(X)))
+        with new_file(out) as file:
+            figure.savefig(file, format=out.suffix[1:], dpi=150)
     return out
 
 

@@ -1,6 +1,7 @@
-"""Recording: `attention(model, X)` runs a network once, with a hook on every head's softmax."""
+"""Recording: `attention(model, X)` runs a network once, with a hook on every head's softmax; `compare_attention` does
+so with several networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,8 +11,9 @@ from .. import autograd, backend
 from ..nn import Attend, Module
 from ..quant import PackedLinear
 from ..tensor import Tensor
+from .compare import paired_heads
 from .layout import Layout
-from .record import AttentionRecord
+from .pictured import AttentionComparison, AttentionRecord
 
 
 def attention(
@@ -58,6 +60,37 @@ def attention(
         gradients=None if target is None else _joined(gradients),
         target=None if target is None else np.concatenate(targets),
     )
+
+
+def compare_attention(
+    models: Mapping[str, Any], X: Any, y: Any = None, *, match: bool = True, **options: Any
+) -> AttentionComparison:
+    """Record several models on the images X (N, ...) and compare each with the first.
+
+    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true
+    labels. options go to `attention` (target, batch_size).
+
+    match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that
+    were trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one
+    was trained from the other's weights, heads keep their places and match=False compares head i with head i.
+    """
+    if len(models) < 2:
+        raise ValueError("compare_attention needs at least two models, as in {'32 bits': a, '1.58 bits': b}")
+    records = {name: attention(model, X, **options) for name, model in models.items()}
+    reference, first = next(iter(records.items()))
+    for name, record in records.items():
+        if (record.layout, record.depth, record.heads) != (first.layout, first.depth, first.heads):
+            raise ValueError(
+                f"{name!r} and {reference!r} differ in patch grid, tokens, depth or heads; compare models of one shape:"
+                f" {record!r}, {first!r}"
+            )
+    y = None if y is None else np.asarray(y)
+    if y is not None and y.shape != (len(first),):
+        raise ValueError(f"y must hold one label for each of the {len(first)} images, not shape {y.shape}")
+    matches, divergence = {}, {}
+    for name, record in records.items():
+        matches[name], divergence[name] = paired_heads(first, record, match and name != reference)
+    return AttentionComparison(records, y, matches, divergence)
 
 
 @contextmanager

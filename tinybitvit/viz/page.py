@@ -6,20 +6,19 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..files import write_file
 from . import measures
+from .compare import ComparedMaps
 from .images import display_images
-from .record import CAVEAT, AttentionRecord
-
-if TYPE_CHECKING:
-    from .compare import AttentionComparison
+from .record import CAVEAT, RecordedMaps
 
 FOLDER = Path(__file__).parent
 LIMIT = 8e6  # bytes from which a page is slow to open and heavy in a notebook
@@ -39,7 +38,7 @@ COLORS = {
 
 
 def render(
-    source: "AttentionRecord | AttentionComparison",
+    source: RecordedMaps | ComparedMaps,
     *,
     layers: Sequence[int] | None = None,
     max_images: int | None = None,
@@ -76,14 +75,25 @@ def render(
     )  # one pass: data is never searched
 
 
+def to_html(
+    source: RecordedMaps | ComparedMaps,
+    path: str | PathLike | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    max_images: int | None = None,
+) -> str:
+    """The interactive page, models side by side, as one text, written to `path` if given; see `page.render`."""
+    return save(render(source, layers=layers, max_images=max_images), path)
+
+
 def save(page: str, path: str | PathLike | None) -> str:
-    """Write the page to `path` unless that is None; returns the page."""
+    """Write the page to `path` unless that is None; returns the page. Raises OSError."""
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_file(path, page)
     return page
 
 
-def frame(source: "AttentionRecord | AttentionComparison") -> str:
+def frame(source: RecordedMaps | ComparedMaps) -> str:
     """The page in an iframe for a notebook; what would make it larger than 8 MB is left out, and the page says so."""
     records = _records(source)
     first = next(iter(records.values()))
@@ -107,7 +117,7 @@ def frame(source: "AttentionRecord | AttentionComparison") -> str:
     )
 
 
-def estimate(records: dict[str, AttentionRecord], layers: int, images: int) -> float:
+def estimate(records: Mapping[str, RecordedMaps], layers: int, images: int) -> float:
     """The size in bytes of a page with so many layers and images."""
     total = 0.0
     for record in records.values():
@@ -120,8 +130,8 @@ def estimate(records: dict[str, AttentionRecord], layers: int, images: int) -> f
 # --- what the page is told --------------------------------------------------------------------------------------------
 
 
-def _records(source: Any) -> dict[str, AttentionRecord]:
-    return {"": source} if isinstance(source, AttentionRecord) else source.records
+def _records(source: Any) -> Mapping[str, RecordedMaps]:
+    return {"": source} if isinstance(source, RecordedMaps) else source.records
 
 
 def _layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
@@ -133,7 +143,7 @@ def _layer_numbers(layers: Sequence[int] | None, depth: int) -> list[int]:
     return sorted({layer % depth for layer in layers})
 
 
-def _title(records: dict[str, AttentionRecord]) -> str:
+def _title(records: Mapping[str, RecordedMaps]) -> str:
     return "Attention" if len(records) == 1 else f"Attention: {', '.join(records)}"
 
 
@@ -162,7 +172,7 @@ def _data(source: Any, layers: list[int], count: int, note: str) -> dict[str, An
     }
 
 
-def _model(source: Any, name: str, record: AttentionRecord, layers: list[int], count: int) -> dict[str, Any]:
+def _model(source: Any, name: str, record: RecordedMaps, layers: list[int], count: int) -> dict[str, Any]:
     """Maps, predictions and the layers-by-heads overview of one model; its heads in the order of the reference's."""
     matches = (
         source.matches[name] if hasattr(source, "matches") else np.tile(np.arange(record.heads), (record.depth, 1))

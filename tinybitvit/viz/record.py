@@ -1,8 +1,6 @@
 """What the heads of a network looked at: the recorded arrays, and what can be computed from them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -18,20 +16,8 @@ CAVEAT = (
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionRecord:
-    """The attention of every layer and head for a batch of N images; made by `attention`.
-
-    maps: a list with one float array (N, heads, T, T) a layer; row i of a T x T map holds the shares with which token i
-    draws on all tokens, and sums to 1. layout: which token is which patch. images: (N, H, W, C) as they were given.
-    logits: (N, classes), or None where the network has no head. classes: the labels in the order of the logits.
-    gradients: as maps, d(logit of the target class)/d(attention), or None. target: the class numbers (N,) of these
-    gradients.
-
-    Attention is not explanation. A map shows where a layer averaged values from; it does not show what these values
-    held, what the MLPs made of them, or what the prediction would be without them. Other maps can give the same output
-    (Jain & Wallace 2019, arXiv 1902.10186; Wiegreffe & Pinter 2019, arXiv 1908.04626). To claim that a patch matters,
-    change it and measure.
-    """
+class RecordedMaps:
+    """The data of an `AttentionRecord`, whose docstring names the fields, and what is computed from it."""
 
     maps: list[np.ndarray]
     layout: Layout
@@ -50,7 +36,7 @@ class AttentionRecord:
         parts += [f"{self.layout.prefix} extra tokens"] * (self.layout.prefix > 0) + ["gradients"] * bool(
             self.gradients
         )
-        return f"AttentionRecord({', '.join(parts)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @property
     def depth(self) -> int:
@@ -154,27 +140,6 @@ class AttentionRecord:
         prefix = self.layout.prefix
         shares = (measures.normalize_rows(a[:, :, prefix:, prefix:]) for a in self.maps)
         return np.stack([(p * d).sum(-1).mean(-1) for p in shares], axis=1)
-
-    # --- pictures -----------------------------------------------------------------------------------------------------
-
-    def plot(self, **options: Any):
-        """Images beside their maps, as a matplotlib Figure; see `plot_attention`."""
-        from .attention_plots import plot_attention
-
-        return plot_attention(self, **options)
-
-    def to_html(
-        self, path: str | PathLike | None = None, *, layers: Sequence[int] | None = None, max_images: int | None = None
-    ) -> str:
-        """The interactive page as one self-contained text, written to `path` if given; see `page.render`."""
-        from . import page
-
-        return page.save(page.render(self, layers=layers, max_images=max_images), path)
-
-    def _repr_html_(self) -> str:
-        from . import page
-
-        return page.frame(self)
 
     def _chosen(self, layers: list, start: int, stop: int | None) -> list:
         chosen = layers[start:stop]

@@ -38,7 +38,7 @@ function load_state_dict(model) {
   return state;
 }
 
-// --- quant/ste.py and quant/integer.py --------------------------------------------------------------------------------
+// --- ops/ste.py and quant/integer.py --------------------------------------------------------------------------------
 
 /** Round half to even, as NumPy's rint does; Math.round takes every half up. */
 function rint(v) {
@@ -196,13 +196,13 @@ function multi_head_attention(qkv, T, heads) {
     for (let t = 0; t < T; t++) {
       for (let j = 0; j < d; j++) {
         const at = t * width + h * d + j;
-        q[t * d + j] = qkv[at] * scale;
+        q[t * d + j] = qkv[at];
         k[t * d + j] = qkv[at + width / 3];
         vT[j * T + t] = qkv[at + (2 * width) / 3];
       }
     }
     const ph = p.subarray(h * T * T, (h + 1) * T * T);
-    ph.set(accumulate(q, k, d));
+    ph.set(accumulate(q, k, d).map((sum) => f32(sum) * scale));
     softmax(ph, T);
     const yh = accumulate(ph, vT, T);
     for (let t = 0; t < T; t++) y.set(yh.subarray(t * d, (t + 1) * d), t * heads * d + h * d);
