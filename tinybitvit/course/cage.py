@@ -22,7 +22,7 @@ TCP, SCOPES = 0b11, 0b11  # bind and connect; signals and abstract sockets
 
 
 def enter(folder: Path) -> list[str]:
-    """Go on behind the walls, in a child process that may write only below `folder`. Returns the walls that are missing.
+    """Go on behind the walls, in a child process that may write only below `folder`; the walls that are missing.
 
     The parent runs nothing of the student's: it waits, ends what the child leaves behind, and exits. On Windows there
     is no child and no wall.

@@ -8,6 +8,7 @@ Grading runs the students' code with the rights of whoever grades; docs/instruct
 import io
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -17,8 +18,9 @@ from typing import Any
 
 from ..files import write_file
 from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
+from .stage import TIMEOUT
+from .submission import MOST_BYTES
 
-TIMEOUT = 60  # seconds a cell may take
 # "*" and its like select several students where nbgrader looks for one.
 STUDENT = re.compile(r"\w[\w .,@'()=-]*")
 
@@ -121,13 +123,11 @@ def grade(
     root = Path(course).resolve()
     _require_release(name, root)
     found = find_submissions(Path(submissions))
-    for student, path in found.items():
-        place = root / "submitted" / student / name / f"{name}.ipynb"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_file(place, path.read_bytes())
+    odd = {student: problem for student, path in found.items() if (problem := _take_in(path, root, name, student))}
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
         with gradebook(root) as book:
             row = grades_row(root, book.find_submission(name, student))
+        problem = odd.get(student, problem)
         print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
     write_answers(root, name)
     return write_grades(root)
@@ -152,6 +152,19 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
     return root / "feedback"
 
 
+def _take_in(path: Path, root: Path, name: str, student: str) -> str | None:
+    """Copy a submission into the course folder; or an empty file, and say why it is not the submission."""
+    problem = None
+    if path.is_symlink() or not path.is_file():  # a link may lead to the master
+        problem = "it is a link, a folder or a pipe, not a notebook"
+    elif path.stat().st_size > MOST_BYTES:
+        problem = f"it has over {MOST_BYTES >> 20} MB: its outputs should be cleared"
+    place = root / "submitted" / student / name / f"{name}.ipynb"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_file(place, "" if problem else path.read_bytes())
+    return problem
+
+
 def find_submissions(folder: Path) -> dict[str, Path]:
     """Student -> notebook. ValueError where a name cannot be a student's, or a folder does not hold one notebook."""
     if not folder.is_dir():
@@ -160,10 +173,13 @@ def find_submissions(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "__")):
             continue  # what file systems and archives leave behind
-        student = path.stem if path.suffix == ".ipynb" else path.name
-        inside = [path] if path.is_file() else [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-        if path.is_file() and path.suffix != ".ipynb":
+        if path.suffix == ".ipynb" or path.is_symlink():
+            inside = [path]
+        elif path.is_dir():
+            inside = [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+        else:
             continue
+        student = path.stem if path.suffix == ".ipynb" else path.name
         if len(inside) != 1:
             raise ValueError(f"{path} holds {len(inside)} notebooks: leave in it the one to be graded")
         if not STUDENT.fullmatch(student) or student in found:
@@ -212,17 +228,24 @@ def _convert(converter: str, root: Path, name: str, student: str = ".", timeout:
 def _autograde(
     root: Path, name: str, students: list[str], timeout: int, jobs: int | None
 ) -> Iterator[tuple[str, str | None]]:
-    """Each student in turn, with None or what went wrong; several are graded at the same time."""
-    from joblib import Parallel, cpu_count, delayed
+    """Each student with None or what went wrong; several are graded at the same time.
 
-    tasks = [delayed(_convert)("Autograde", root, name, student, timeout) for student in students]
-    done = 0
-    with quiet():  # joblib warns when it replaces a process whose memory has grown
-        try:
-            for problem in Parallel(n_jobs=min(jobs or cpu_count(), len(tasks)), return_as="generator")(tasks):
-                yield students[done], problem
-                done += 1
-        except BrokenProcessPool:
-            raise RuntimeError(
-                f"grading was killed at {students[done]} or one of the next; if memory ran out, take fewer --jobs"
-            ) from None
+    Where a process that grades is killed, those who were not graded yet get a process each, one after the other.
+    """
+    from joblib import cpu_count
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    waiting, together = students, min(jobs or cpu_count(), len(students))
+    while waiting:
+        left = []
+        with ProcessPoolExecutor(together) as pool:
+            futures = {s: pool.submit(_convert, "Autograde", root, name, s, timeout) for s in waiting}
+            for student, future in futures.items():
+                try:
+                    yield student, future.result()
+                except BrokenProcessPool:
+                    left.append(student)
+        if together == 1 and left:  # nobody else was graded there
+            shutil.rmtree(root / "autograded" / left[0] / name, ignore_errors=True)
+            yield left.pop(0), "the process that graded it was killed, perhaps because memory ran out"
+        waiting, together = left, 1

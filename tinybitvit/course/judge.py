@@ -72,13 +72,12 @@ class Judge:
     def _run(self, source: str, points: float) -> float | None:
         """Run a test; the points that it gives as its last value. An AssertionError for any other value but None."""
         body = ast.parse(without_magics(source)).body
-        last = body.pop() if isinstance(body[-1], ast.Expr) else None
-        execute(compile(ast.Module(body, []), "test", "exec"), self.names)
-        if last is None:
-            return None
-        code = ast.fix_missing_locations(ast.Module([ast.Assign([ast.Name("_", ast.Store())], last.value)], []))
-        execute(compile(code, "test", "exec"), self.names)
-        value = self.names.pop("_")
+        last = body[-1] if body else None
+        if isinstance(last, ast.Expr):  # kept, as in `_ = value`
+            body[-1] = ast.copy_location(ast.Assign([ast.Name("_", ast.Store())], last.value), last)
+        self.names["_"] = None
+        execute(compile(ast.fix_missing_locations(ast.Module(body, [])), "test", "exec"), self.names)
+        value = self.names["_"]
         if value is None or value is True:
             return None
         value = float(value) if value is not False else math.nan

@@ -12,6 +12,7 @@ import json
 import linecache
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from multiprocessing.connection import Client, Connection
@@ -49,14 +50,16 @@ class Notebook:
         self.shell: Any = None
         self.cells = 0
         with contextlib.suppress(ImportError):
+            from IPython.core.displaypub import CapturingDisplayPublisher
             from IPython.core.interactiveshell import InteractiveShell
-            from IPython.utils.capture import CapturingDisplayPublisher
             from traitlets.config import Config
 
             quiet = Config({"HistoryManager": {"enabled": False}, "InteractiveShell": {"colors": "nocolor"}})
             self.shell = InteractiveShell.instance(config=quiet)
             self.shell.display_pub = CapturingDisplayPublisher()
+            self.shell.system = _system
             self.names = self.shell.user_ns
+            os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as in a notebook
         self.names["__name__"] = name
 
     def run(self, source: str) -> dict[str, Any]:
@@ -99,6 +102,11 @@ class Notebook:
             name: "class" if isinstance(value, type) else "function" if callable(value) else "data"
             for name, value in public.items()
         }
+
+
+def _system(command: str) -> None:
+    """What `!command` does: IPython's own way needs a terminal."""
+    print(subprocess.run(command, shell=True, capture_output=True, text=True, errors="replace").stdout, end="")
 
 
 def _text_only(data: dict[str, Any]) -> dict[str, str]:

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Client, Connection, Listener
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from . import wire
 from .submission import read_cells
 
 TIMEOUT = 60  # seconds for a cell, and for all that one test asks of a submission
-LARGEST = 64 << 20  # bytes of an answer
+GRACE = 2  # seconds after which what ignores an interrupt is killed
+LARGEST = 32 << 20  # bytes of an answer
 RESTARTS = 3
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
 
@@ -62,7 +64,7 @@ class Stage(Mapping):
         self._kinds: dict[str, str] = {}
         self._ran: list[str] = []
         self._starts = 0
-        self._deadline = 0.0
+        self._deadline, self._interrupted = 0.0, False
         self._contexts = 0
         self._dropped: list[int] = []
         self._process: subprocess.Popen | None = None
@@ -70,6 +72,8 @@ class Stage(Mapping):
         self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
         unwanted = shutil.ignore_patterns("*.ipynb", ".git", "__pycache__")
         shutil.copytree(folder, self._folder.name, symlinks=True, ignore=unwanted, dirs_exist_ok=True)
+        with contextlib.suppress(OSError):  # without this, matplotlib looks for fonts for seconds
+            shutil.copytree(Path.home() / ".cache" / "matplotlib", Path(self._folder.name, ".cache", "matplotlib"))
 
     def __enter__(self) -> "Stage":
         return self
@@ -84,20 +88,18 @@ class Stage(Mapping):
         """Run a cell: what it printed, displayed and raised, as `player.Notebook.run` says."""
         self.begin()
         try:
-            done = self._run(source)
-        except NoAnswer as error:
+            done, kinds = self._ask(("run", source))
+            self._kinds = {str(name): str(kind) for name, kind in kinds.items()}
+            done = {name: done[name] for name in ("stdout", "stderr", "data", "error")}
+        except (NoAnswer, LookupError, TypeError, ValueError, AttributeError) as error:
             return {"stdout": "", "stderr": "", "data": [], "error": ("NoAnswer", str(error), "")}
-        self._ran.append(source)
-        return done
-
-    def _run(self, source: str) -> dict[str, Any]:
-        done, kinds = self._ask(("run", source))
-        self._kinds = {str(name): str(kind) for name, kind in kinds.items()}
+        if not done["error"] or done["error"][0] != "KeyboardInterrupt":
+            self._ran.append(source)
         return done
 
     def begin(self) -> None:
         """From now on the submission has `timeout` seconds."""
-        self._deadline = time.monotonic() + self.timeout
+        self._deadline, self._interrupted = time.monotonic() + self.timeout, False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
@@ -144,11 +146,16 @@ class Stage(Mapping):
 
     def _ask(self, request: tuple, lent: Any = ()) -> list:
         """The answer. Raises what the student's code raised, and NoAnswer."""
-        self._ensure()
         functions: list[Callable] = []
-        packing = wire.Packing(lend=lambda function: functions.append(function) or len(functions) - 1)
+
+        def lend(function: Callable) -> int:
+            functions.append(function)
+            return len(functions) - 1
+
+        packing = wire.Packing(lend=lend)
         message = packing.pack(request)
         try:
+            self._ensure()
             self._connection.send_bytes(message)
             while True:
                 letter = self._receive(packing.values)
@@ -169,18 +176,18 @@ class Stage(Mapping):
             ) from None
 
     def _receive(self, given: list) -> wire.Letter:
-        if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
-            self._interrupt()
+        """The next message. A submission whose time is up is interrupted; NoAnswer where it does not stop either."""
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not self._connection.poll(left):
+            if self._interrupted:
+                self._end()
+                raise NoAnswer(f"stopped after {self.timeout} s")
+            assert self._process is not None
+            self._interrupted, self._deadline = True, time.monotonic() + GRACE
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGINT) if os.name == "posix" else self._process.kill()
+            return self._receive(given)
         return wire.Letter(self._connection.recv_bytes(LARGEST), given)
-
-    def _interrupt(self) -> None:
-        """Stop the student's code. NoAnswer where it does not stop."""
-        assert self._process is not None
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGINT) if os.name == "posix" else self._process.kill()
-        if not self._connection.poll(2):
-            self._end()
-            raise NoAnswer(f"stopped after {self.timeout} s")
 
     # --- the process ----------------------------------------------------------------------------------------------
 
@@ -210,7 +217,7 @@ class Stage(Mapping):
         with Listener(authkey=key) as listener:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.player"],
-                env={**environment, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+                env={**environment, **THREADS},
                 cwd=folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -221,6 +228,7 @@ class Stage(Mapping):
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps([listener.address, key.hex(), folder, self.name]) + "\n")
             self._process.stdin.close()
+            threading.Thread(target=_call_at_the_end, args=(self._process, listener.address, key), daemon=True).start()
             self._connection = listener.accept()
         self.missing = wire.Letter(self._connection.recv_bytes(LARGEST)).root()
 
@@ -236,6 +244,13 @@ class Stage(Mapping):
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
         process.wait()
+
+
+def _call_at_the_end(process: subprocess.Popen, address: Any, key: bytes) -> None:
+    """Free a listener that waits for a process that ended before it called."""
+    process.wait()
+    with contextlib.suppress(Exception):
+        Client(address, authkey=key).close()
 
 
 @dataclass(frozen=True)

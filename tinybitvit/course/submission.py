@@ -11,6 +11,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from ..files import file_problem
+
 MAGIC = re.compile(r"(\s*)([%!?]|[\w., ]+=\s*[%!]|[\w.]+\?+\s*$)")
 MOST_BYTES = 64 << 20  # of a notebook with all of its pictures
 
@@ -35,10 +37,10 @@ def execute(code: CodeType, names: dict[str, Any]) -> None:
 
 
 def read_cells(path: str | PathLike) -> list[str]:
-    """The code of a notebook's cells that are not graded, or of each statement of a script. ValueError as for `load`."""
+    """The code of a notebook's cells that are not graded, or each statement of a script. ValueError as for `load`."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: put the submission there")
+    if problem := file_problem(path):
+        raise ValueError(problem)
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} has over {MOST_BYTES >> 20} MB: clear the outputs of the notebook")
     text = path.read_text(encoding="utf-8", errors="replace")

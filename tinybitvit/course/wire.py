@@ -52,7 +52,8 @@ class Packing:
 
     def pack(self, root: Any, changed: Mapping[int, list] | None = None) -> bytes:
         """The message of a value; `changed` has new nodes for given values, made by `node`."""
-        start, nodes = self.refer(root), []
+        start = self.refer(root)
+        nodes: list[list] = []
         while self._start + len(nodes) < len(self.values):
             nodes.append(self.node(self.values[self._start + len(nodes)]))
         head = json.dumps([self._start, start, list((changed or {}).items()), nodes]).encode()
@@ -88,7 +89,7 @@ class Packing:
 
     def _array(self, value: Any) -> list:
         base = getattr(value, "base", None)
-        if self.lend is not None and id(base) in self._index and base.flags.c_contiguous:
+        if self.lend is not None and isinstance(base, np.ndarray) and self._shared(base):
             offset = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
             return ["view", self.refer(base), offset, value.dtype.str, value.shape, value.strides]
         data = np.asarray(value, order="C").tobytes()
@@ -96,6 +97,10 @@ class Packing:
         self._parts.append(data)
         self._size += len(data)
         return ["scalar" if isinstance(value, np.generic) else "array", value.dtype.str, value.shape, start]
+
+    def _shared(self, base: np.ndarray) -> bool:
+        """Whether a view of an array may go as one: where the array itself goes as well."""
+        return id(base) in self._index and base.flags.c_contiguous
 
     def _lent(self, value: Any) -> list:
         if isinstance(value, types.ModuleType):
@@ -106,7 +111,7 @@ class Packing:
             return ["slice", [value.start, value.stop, value.step]]
         if isinstance(value, np.random.Generator):
             return ["rng", self.refer(value.bit_generator.state)]
-        if isinstance(value, FUNCTIONS):
+        if isinstance(value, FUNCTIONS) and self.lend is not None:
             name = getattr(value, "__qualname__", "<")
             if (value.__module__ or "").startswith(f"{LIBRARY}.") and "<" not in name and "." not in name:
                 return ["import", value.__module__, name]
