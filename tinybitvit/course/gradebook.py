@@ -56,14 +56,14 @@ def grades_row(root: Path, submission: Any) -> dict[str, Any]:
     """Its row in `grades.csv`: points in all, in each task and for the prose (missing: not graded yet)."""
     assignment, student = submission.assignment.name, submission.student.id
     row = {"assignment": assignment, "student": student, "score": 0.0, "max_score": 0.0}
+    # nbgrader removes what it began to write where it could not go on
+    whole = (root / "autograded" / student / assignment).is_dir()
     for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
-        column, points = _column(grade.name), _points(grade)
+        column, points = _column(grade.name), _points(grade) if whole else 0.0
         row["max_score"] += grade.max_score
         row["score"] += points or 0
         if points is not None:
             row[column] = row.get(column, 0.0) + points
-    # nbgrader removes what it began to write where it could not go on
-    whole = (root / "autograded" / student / assignment).is_dir()
     row["note"] = "" if whole else "could not be graded"
     return row
 

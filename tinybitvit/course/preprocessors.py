@@ -85,7 +85,8 @@ def _ran(stage: Stage, source: str) -> list:
         nbformat.v4.new_output("stream", name=name, text=str(done[name])) for name in ("stdout", "stderr") if done[name]
     ]
     for data in done["data"]:
-        outputs.append(nbformat.v4.new_output("display_data", data={k: str(v) for k, v in data.items() if k in SHOWN}))
+        shown = {kind: str(value) for kind, value in data.items() if kind in SHOWN}
+        outputs.append(nbformat.v4.new_output("display_data", data=shown))
     if done["error"] is not None:
         outputs.append(_error(*map(str, done["error"])))
     return outputs
@@ -111,14 +112,20 @@ class HideHiddenTests(ClearHiddenTests):
 class MakeInert(NbGraderPreprocessor):
     """Feedback in which nothing of the student's can run in a browser: text, pictures and tables are left."""
 
+    def preprocess(self, nb, resources):
+        nb.metadata = nbformat.from_dict({"language_info": {"name": "python", "pygments_lexer": "ipython3"}})
+        return super().preprocess(nb, resources)
+
     def preprocess_cell(self, cell, resources, index):
-        cell.metadata = {name: value for name, value in cell.metadata.items() if name == "nbgrader"}
+        cell.metadata = nbformat.from_dict({name: v for name, v in cell.metadata.items() if name == "nbgrader"})
         for output in cell.get("outputs", []):
             if "data" in output:
                 output.metadata = {}
                 output.data = {kind: value for kind, value in output.data.items() if kind in SHOWN}
                 if "text/html" in output.data:
                     output.data["text/html"] = clean(output.data["text/html"])
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("data", True)]
         return cell, resources
 
 

@@ -101,14 +101,20 @@ class Stage(Mapping):
         """From now on the submission has `timeout` seconds."""
         self._deadline, self._interrupted = time.monotonic() + self.timeout, False
 
+    def _names(self) -> dict[str, str]:
+        """What each public name is: "class", "function" or "data"."""
+        if self._process is None:
+            self.run("")  # starts it again
+        return self._kinds
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
+        return iter(self._names())
 
     def __len__(self) -> int:
-        return len(self._kinds)
+        return len(self._names())
 
     def __getitem__(self, name: str) -> Any:
-        kind = self._kinds[name]
+        kind = self._names()[name]
         self.begin()
         if kind == "data":
             return self._ask(("value", name))[0]
