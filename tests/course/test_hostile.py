@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -286,6 +287,27 @@ def test_a_lie_earns_nothing(lie, course):
             # A test that raises gives no points either.
             with contextlib.suppress(TypeError, ValueError, NoAnswer, StudentError):
                 assert not test()
+
+
+@pytest.mark.parametrize(
+    ("ending", "points"),
+    [("0.5", 0.5), ("True", 1), ("None", 1), ("for _ in range(9):\n    pass", 1), ("x = 7", 1)]
+    + [(ending, 0) for ending in ("False", "float('nan')", "7", "-1", "'text'", "assert False", "raise SystemExit(0)")],
+)
+def test_a_test_may_end_in_points(ending, points, stageless):
+    from nbgrader.utils import determine_grade
+
+    made = cell(f"assert True\n{ending}", "m-1-more", 1)
+    made.outputs = stageless.grade(made)
+    assert determine_grade(made)[0] == points
+
+
+@pytest.fixture(scope="module")
+def stageless():
+    """A judge of a notebook in which students write nothing."""
+    from tinybitvit.course.judge import Judge
+
+    yield Judge([], SimpleNamespace(begin=lambda: None))
 
 
 def test_what_a_call_changes(course):

@@ -160,7 +160,7 @@ def test_nothing_of_a_student_runs_in_the_feedback(tmp_path):
         ),
     ]
     text = page_of(new_notebook(cells=cells, metadata={"title": "</title><script>alert(1)</script>"}), tmp_path)
-    body = text[text.index('<div id="notebook"') : text.rindex("</body>")]
+    body = text[text.index("<main>") + 6 : text.rindex("</main>")]
     check_inert(body)
     plain = page_of(new_notebook(), tmp_path)
     for tag in ("<script", "<meta", "<iframe", "<link", "<style"):

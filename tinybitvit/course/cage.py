@@ -28,7 +28,7 @@ def enter(folder: Path) -> list[str]:
     is no child and no wall.
     """
     if os.name != "posix":
-        return ["no walls on this system"]
+        return ["this system has no walls: all is in reach"]
     linux, missing = sys.platform == "linux", []
     libc = ctypes.CDLL(None, use_errno=True)
     apart = linux and libc.unshare(NEW_USER | NEW_PID | NEW_NET | NEW_IPC) == 0

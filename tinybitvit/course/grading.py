@@ -2,13 +2,14 @@
 
 A course is a folder: `source` (masters with solutions), `release` (what students get), `submitted`, `autograded`,
 `feedback` (a page for each student), `gradebook.db`, `grades.csv` and `answers-<set>.csv` (prose, graded by hand).
-Grading runs the students' code with the rights of whoever grades; docs/instructors.md says how to isolate it.
+Each student's code runs in a process of its own, the tests in another; docs/instructors.md says what that prevents.
 """
 
 import io
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from typing import Any
 
 from ..files import write_file
 from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
-from .stage import TIMEOUT
+from .stage import TIMEOUT, Stage
 from .submission import MOST_BYTES
 
 # "*" and its like select several students where nbgrader looks for one.
@@ -123,6 +124,7 @@ def grade(
     root = Path(course).resolve()
     _require_release(name, root)
     found = find_submissions(Path(submissions))
+    _say_what_is_missing()
     odd = {student: problem for student, path in found.items() if (problem := _take_in(path, root, name, student))}
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
         with gradebook(root) as book:
@@ -150,6 +152,13 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
             raise ValueError(f"nbgrader could not write the feedback for {student}: {problem}")
     write_grades(root)
     return root / "feedback"
+
+
+def _say_what_is_missing() -> None:
+    with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
+        stage.run("")
+        for wall in stage.missing:
+            print(f"warning: {wall} of the students' code: docs/instructors.md says what to do")
 
 
 def _take_in(path: Path, root: Path, name: str, student: str) -> str | None:

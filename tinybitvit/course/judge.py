@@ -14,6 +14,8 @@ from .stage import NoAnswer, Stage
 from .submission import execute, without_magics
 from .wire import NOTEBOOK
 
+VALUE = "the last value of a test"  # a name that no test uses
+
 
 class Judge:
     """Runs the cells of the notebook that was handed out, except those that students fill in, and its tests.
@@ -73,11 +75,11 @@ class Judge:
         """Run a test; the points that it gives as its last value. An AssertionError for any other value but None."""
         body = ast.parse(without_magics(source)).body
         last = body[-1] if body else None
-        if isinstance(last, ast.Expr):  # kept, as in `_ = value`
-            body[-1] = ast.copy_location(ast.Assign([ast.Name("_", ast.Store())], last.value), last)
-        self.names["_"] = None
+        if isinstance(last, ast.Expr):
+            body[-1] = ast.copy_location(ast.Assign([ast.Name(VALUE, ast.Store())], last.value), last)
+        self.names[VALUE] = None
         execute(compile(ast.fix_missing_locations(ast.Module(body, [])), "test", "exec"), self.names)
-        value = self.names["_"]
+        value = self.names.pop(VALUE)
         if value is None or value is True:
             return None
         value = float(value) if value is not False else math.nan
