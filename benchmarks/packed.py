@@ -70,7 +70,7 @@ def measure(dim, batch, bits=1.58, activation_bits=8, rounds=ROUNDS):
 
     import tinybitvit as tb
     from tinybitvit.backend import keep_freed_memory
-    from tinybitvit.train.trainer import single_threaded_blas
+    from tinybitvit.train import single_threaded_blas
 
     keep_freed_memory()  # as a Trainer does, and so tb.ViT.predict
     x = np.random.default_rng(1).standard_normal((batch, 32, 32, 3), dtype="float32")

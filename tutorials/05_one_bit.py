@@ -18,6 +18,7 @@ from tinybitvit import functional as F
 from tinybitvit.ops import ste
 from tinybitvit.optim import SGD
 from tinybitvit.quant import BitLinear, weight_codes
+from tinybitvit.quant.quantizer import Quantize
 from tinybitvit.viz.figure import PALETTE, new_figure
 
 rng = np.random.default_rng(0)
@@ -265,12 +266,12 @@ fig
 # ## 5. The layer
 #
 # `BitLinear` puts the pieces together. `quantize_input` rounds the activations to 8 bits, which is the subject of
-# tutorial 06; the signs are taken in `_quantize`. (`strength` mixes the quantised and the plain layer, for training
-# schedules: tutorial 08. Without a graph to record, it computes with whole numbers: tutorial 07.)
+# tutorial 06; the signs are taken by `layer.quantizer`, which `Quantize` asks for codes and scale. (Without a graph to
+# record, the layer computes with whole numbers: tutorial 07.)
 
 # %%
 print(inspect.getsource(BitLinear.forward))
-print(inspect.getsource(BitLinear._quantize))
+print(inspect.getsource(Quantize.forward))
 
 # %% [markdown]
 # "My weights are still floats!" is the most asked question of this field. Three things have three names:

@@ -153,6 +153,7 @@ def op_page(name, cls, cases, mutants):
         *(raw(paragraph, "derivation") for paragraph in derivation.split("\n\n")),
         heading("Code", "-"),
         quote(cls),
+        *(quote(base) for base in cls.__mro__[1:-1] if base is not ops.Function),  # a backward that several share
     ]
     if below := helpers(cls):
         parts += ["What it calls:\n", *(quote(helper) for helper in below)]
@@ -236,7 +237,9 @@ def describe(module_name, name):
 def module_page(name):
     module = importlib.import_module(name)
     parts = [heading(name), *to_rst(inspect.getdoc(module)), f".. py:module:: {name}\n"]
-    parts += [describe(name, member) for member in members(module)]
+    paged = ("tinybitvit.viz.measures",)  # of the modules in a package, those that have a page of their own
+    names = [n for n in members(module) if f"{name}.{n}" in paged or not inspect.ismodule(getattr(module, n))]
+    parts += [describe(name, member) for member in names]
     if name == "tinybitvit.ops":
         parts.insert(2, "The operations themselves have a page each: :doc:`/ops/index`.\n")
     return "\n".join(parts)

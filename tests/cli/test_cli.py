@@ -182,7 +182,8 @@ BAD = {
     "study --ablation --bits 32": "an ablation is of low-bit models: give a bit width below 32",
     "study --ablation --widths 8": "--widths and --depths are for --sweep",
     "study --augment spin": "unknown augmentation 'spin': choose from flip, shift, crop, cutout, auto or None",
-    "study --recipe good": "recipe must be 'best', 'refine', 'imitate', 'paper', '+ rows', ",
+    "study --recipe good": "argument --recipe: invalid choice: 'good'",
+    "study --recipe +rows": "argument --recipe: invalid choice: '+rows'",
     "study --init-from missing": "missing",
     "study --teacher missing": "missing",
     "study --teacher file": "file is not a whole safetensors file",
@@ -345,8 +346,7 @@ def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert [line.split("  ")[0] for line in lines] == pictures
     model = tb.load(model_file)
     for line, path in zip(lines, pictures, strict=True):
-        image = read_image(path, (8, 8, 1))
-        probabilities = model.predict_proba(image[None])[0]
+        probabilities = model.predict_proba(model.read_images([path]))[0]  # drawings in its own polarity
         _, label, probability = line.split("  ")
         assert label == model.classes_[probabilities.argmax()]
         assert float(probability) == pytest.approx(probabilities.max(), abs=6e-4)

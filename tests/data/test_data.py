@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import threading
@@ -294,6 +295,17 @@ def test_hostile_archive_members_are_never_touched(monkeypatch, tmp_path, rng):
 
 
 # ---- Fashion-MNIST, in a small synthetic edition
+
+
+def test_pipes_are_refused_at_once(monkeypatch, tmp_path, rng):
+    small_cifar(monkeypatch, "CIFAR10", rng)
+    (tmp_path / "fashion-mnist").mkdir()
+    names = ["cifar-10-binary.tar.gz", *(f"fashion-mnist/{remote.name}" for remote in datasets.FASHION_REMOTES)]
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    for load in (data.load_cifar10, data.load_fashion_mnist):
+        with pytest.raises(DataError, match="is a pipe or a device"):
+            load(tmp_path, download=False)
 
 
 def idx_bytes(array):

@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -67,6 +69,30 @@ def test_given_split(tmp_path, rng):
     make_folder(tmp_path / "test", rng, ("zebra",), 1)
     with pytest.raises(DataError, match=r"test holds classes that .*train lacks: zebra"):
         load_image_folder(tmp_path)
+
+
+def test_validation_folders(tmp_path, rng):
+    train = make_folder(tmp_path / "train", rng, ("a", "b"), 2)
+    val = make_folder(tmp_path / "val", rng, ("a", "b"), 1)
+    found = load_image_folder(tmp_path)
+    np.testing.assert_array_equal(found.X_test, np.stack([image for own in val.values() for image in own]))
+    assert len(found.X_train) == 4 and found.y_test.tolist() == [0, 1]
+    test = make_folder(tmp_path / "test", rng, ("a", "b"), 1)
+    found = load_image_folder(tmp_path)
+    both = [image for part in (train, val) for own in part.values() for image in own]
+    np.testing.assert_array_equal(found.X_train, np.stack(both))
+    np.testing.assert_array_equal(found.X_test, np.stack([image for own in test.values() for image in own]))
+    assert found.y_train.tolist() == [0, 0, 1, 1, 0, 1]
+    make_folder(tmp_path / "val", rng, ("zebra",), 1)
+    with pytest.raises(DataError, match=r"val holds classes that .*train lacks: zebra"):
+        load_image_folder(tmp_path)
+
+
+def test_labels_as_names(tmp_path, rng):
+    make_folder(tmp_path / "train", rng, ("cat", "dog"), 2)
+    make_folder(tmp_path / "test", rng, ("dog",), 1)
+    found = load_image_folder(tmp_path).named()
+    assert found.y_train.tolist() == ["cat", "cat", "dog", "dog"] and found.y_test.tolist() == ["dog"]
 
 
 def test_classes_may_be_called_train_and_test(tmp_path, rng):
@@ -194,10 +220,6 @@ def test_unlistable_folder(tmp_path, rng, monkeypatch):
 
 def png_header(width, height):
     """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
@@ -208,6 +230,75 @@ def test_decompression_bombs(side, tmp_path, rng):
     (tmp_path / "cat" / "bomb.png").write_bytes(png_header(side, side))
     with pytest.raises(DataError, match=r"bomb.png cannot be read as an image .*decompression bomb"):
         load_image_folder(tmp_path, size=8)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_small_files_that_claim_much(tmp_path):
+    """Refused by their headers; what a small file may hold costs less than 300 MB, too."""
+    for name, size, kind in (("tall", (1, 80_000_000), 0), ("wide", (80_000_000, 1), 2), ("alpha", (8900, 8900), 6)):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, kind, 0, 0, 0))
+        content = header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    for name in ("a.gif", "a.bmp", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    edits = {
+        "a.gif": (6, "<HH", (65535, 1300)),
+        "a.bmp": (18, "<ii", (9000, 9000)),
+        "a.jpg": (163, ">HH", (1300, 65000)),
+    }
+    for name, (at, form, sizes) in edits.items():
+        content = bytearray((tmp_path / name).read_bytes())
+        assert struct.unpack_from(form, content, at) == (8, 8)
+        struct.pack_into(form, content, at, *sizes)
+        (tmp_path / name).write_bytes(content)
+    claims = sorted(path.name for path in tmp_path.iterdir())
+    for mode in ("RGBA", "CMYK", "P"):
+        save(tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}", Image.new(mode, (3840, 2160)))
+    code = f"""
+import os, resource
+from tinybitvit import data
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name in sorted(os.listdir()):
+    try:
+        data.read_image(name, (8, 8, 3))
+        assert name not in {claims}, name
+    except data.DataError as error:
+        assert name in {claims} and ("too many for a file" in str(error) or "bomb" in str(error)), error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 300, f"{done.stdout} MB"
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, message in (("pipe.png", "is a pipe or a device"), ("none.png", "there is no file .*none.png")):
+        with pytest.raises(DataError, match=message):
+            data.read_image(tmp_path / name, (8, 8, 3))
+    with pytest.raises(DataError, match="is a folder"):
+        data.read_image(tmp_path, (8, 8, 3))
+
+
+def test_names_in_another_encoding(tmp_path, rng):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        make_folder(tmp_path, rng, (name, "dog"))
+    except OSError:
+        pytest.skip("no such names on this file system")
+    found = load_image_folder(tmp_path)
+    assert found.classes == (name, "dog") or found.classes == ("dog", name)
+    assert data.read_image(tmp_path / name / "0.png", (6, 5, 3)).shape == (6, 5, 3)
+
+
+def test_the_first_picture_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        np.testing.assert_array_equal(data.read_image(tmp_path / name, (4, 4, 3)), np.asarray(frames[0]))
 
 
 def test_damaged_images(tmp_path, rng):

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinybitvit.quant import choose_layout
 from tinybitvit.quant.pack import (
     LAYOUTS,
     binary_dot,
-    choose_layout,
     pack,
     packed_nbytes,
     packed_shape,

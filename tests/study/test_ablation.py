@@ -41,7 +41,8 @@ def trainings(monkeypatch):
 
     def noting(data, **options):
         model, seconds = train_model(data, **options)
-        seen.append({**options, "trained": model})
+        names = [name for name, recipe in ABLATION.items() if recipe is options.get("recipe")]
+        seen.append({**options, "recipe": names[0] if names else None, "trained": model})
         return model, seconds
 
     monkeypatch.setattr("tinybitvit.study.run.train_model", noting)
@@ -88,10 +89,10 @@ def test_a_model_to_start_from_is_for_the_twin(no_figures, trainings, tmp_path):
 
 
 def test_a_study_by_a_recipe_with_a_teacher_has_a_twin(no_figures, trainings, tmp_path):
-    results = study.run_study("digits", [1], out=tmp_path, recipe="+ outputs", **TINY)
+    results = study.run_study("digits", [1], out=tmp_path, recipe="best", **TINY)
     assert [(t["bits"], "distill_from" in t) for t in trainings] == [(32, False), (1, True)]
     assert [model["recipe"] for model in results["models"]] == [None, None]
-    assert results["settings"]["recipe"] == "+ outputs"
+    assert results["settings"]["recipe"] == "best"
 
 
 def test_threads_wait_for_the_twins(no_figures, tmp_path):

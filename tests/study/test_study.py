@@ -15,7 +15,6 @@ from PIL import Image
 import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.data import DataError, Dataset
-from tinybitvit.files import CheckpointError
 from tinybitvit.study import report
 from tinybitvit.train import loop
 
@@ -301,7 +300,7 @@ def full_disk(monkeypatch, after):
 
 def test_full_disk_costs_no_finished_result(monkeypatch, tmp_path, capsys):
     full_disk(monkeypatch, after=4)  # the trial, the first model and its results, then full
-    with pytest.raises(CheckpointError, match=r"cannot write .*results.json: No space left on device"):
+    with pytest.raises(OSError, match=r"cannot write .*results.json: No space left on device"):
         study.run_study("digits", [32, 1.58, 1], out=tmp_path, **TINY)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "models"}
     assert [model["bits"] for model in results_in(tmp_path)["models"]] == [32]

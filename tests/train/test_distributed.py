@@ -17,7 +17,7 @@ from tinybitvit.cli import main as cli
 from tinybitvit.data import Loader
 from tinybitvit.models import VisionTransformer
 from tinybitvit.optim import SGD, AdamW
-from tinybitvit.train import Trainer, train_epoch
+from tinybitvit.train import Run, Trainer
 from tinybitvit.train import ranks as distributed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def one_epoch(group=None):
     X, y = data.standard_normal((400, 8, 8, 1), dtype="float32"), np.arange(400) % 3
     X[y == 1] += 0.3
     trainer = Trainer(model, AdamW(model.parameters(), lr=3e-3), group=group)
-    found = train_epoch(trainer, Loader(X, y, 20, rng=4))
+    found = Run(trainer, Loader(X, y, 20, rng=4)).epoch()
     return {"losses": [found["loss"], found["accuracy"]], "weights": [p.data for p in model.parameters()]}
 
 
@@ -102,14 +102,12 @@ def main(what, folder):
         elif what == "cut":  # all ranks end after the same update, as by a power failure
             import test_resume
 
-            from tinybitvit.train import Progress
-
             def count(self, **sums):
                 test_resume.original(self, **sums)
                 if self.trainer.optimizer.steps == 7:
                     os._exit(9)
 
-            Progress.count = count
+            Run.count = count
             fit(folder=Path(folder) / "c")
         elif what == "resume":
             model = fit(folder=Path(folder) / "c")

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from sequential import Sequential
 from test_io import mutate
 from test_resume import Cut, cut, damage, files_in, fit, make_data, original, result
 
@@ -17,7 +18,7 @@ from tinybitvit import ViT, nn
 from tinybitvit import functional as F
 from tinybitvit.files import CheckpointError
 from tinybitvit.optim import SGD
-from tinybitvit.train import Checkpoints, Progress, Trainer
+from tinybitvit.train import Checkpoints, Run, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,13 @@ def test_full_disk_does_not_end_a_training(data, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(os, "fsync", full)
     kept = []
-    count = Progress.count
+    count = Run.count
 
     def watch(self, **sums):
         kept.append([int(path.stem[-9:]) for path in files_in(tmp_path)])
         count(self, **sums)
 
-    monkeypatch.setattr(Progress, "count", watch)
+    monkeypatch.setattr(Run, "count", watch)
     assert result(fit(data, tmp_path)) == result(fit(data))
     assert kept[8] == [4, 5] and kept[14] == [13, 14], "the last two that could be written, and then the new ones"
     out = capsys.readouterr().out.splitlines()
@@ -66,14 +67,14 @@ def test_a_file_that_may_not_grow(data, tmp_path, capsys):
 
 def test_a_folder_that_vanishes(data, monkeypatch, tmp_path):
     counted = iter(range(100))
-    count = Progress.count
+    count = Run.count
 
     def vanish(self, **sums):
         if next(counted) == 7:
             shutil.rmtree(tmp_path / "c")
         count(self, **sums)
 
-    monkeypatch.setattr(Progress, "count", vanish)
+    monkeypatch.setattr(Run, "count", vanish)
     assert result(fit(data, tmp_path / "c")) == result(fit(data))
     assert len(files_in(tmp_path / "c")) == 2
 
@@ -111,7 +112,7 @@ def test_mutated_checkpoints(count, data, monkeypatch, tmp_path, rng):
     cut(monkeypatch, 8)
     with pytest.raises(Cut):
         fit(data, tmp_path)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     older, newest = files_in(tmp_path)
     raw = newest.read_bytes()
     whole = Checkpoints(tmp_path, resume=True).saved
@@ -167,7 +168,7 @@ class Overflow(nn.Module):
 class Chain(nn.Module):
     def __init__(self, first=None, second=None):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)), Overflow(first))
+        self.body = Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)), Overflow(first))
         self.head = Overflow(second)
 
     def forward(self, x):

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 
 import tinybitvit as tb
 from tinybitvit.models import VisionTransformer, start_from
+from tinybitvit.quant import find_quantizer
 from tinybitvit.quant.watch import low_bit_layers
 from tinybitvit.train.convert import descent, layerwise
 
@@ -46,13 +47,14 @@ def test_the_best_weight_is_ridge_regression(rng):
 def test_a_sweep_ends_where_no_single_code_can_be_bettered(bits, rng):
     weight, second, metric, *_ = problem(rng)
     scale = np.full((5, 1), 0.7)
-    codes = descent.nearest(weight / scale, bits)
+    quantizer = find_quantizer(bits)
+    codes = quantizer.nearest(np, weight / scale)
     costs = [descent.cost(scale * codes - weight, second, metric)]
     for _ in range(20):
-        codes = descent.sweep(codes, scale, weight, second, metric, bits, rng)
+        codes = descent.sweep(codes, scale, weight, second, metric, quantizer, rng)
         costs.append(descent.cost(scale * codes - weight, second, metric))
     assert costs == sorted(costs, reverse=True) and costs[-1] < 0.8 * costs[0]
-    values = (-1, 1) if bits == 1 else range(descent.code_range(bits)[0], descent.code_range(bits)[1] + 1)
+    values = quantizer.levels
     assert set(codes.ravel()) <= set(values)
     for i, j, value in product(range(5), range(12), values):
         other = codes.copy()
@@ -63,16 +65,16 @@ def test_a_sweep_ends_where_no_single_code_can_be_bettered(bits, rng):
 @pytest.mark.parametrize("bits", [1, 1.58])
 def test_one_row_comes_near_the_best_of_all_codes(bits, rng):
     """Descent ends at a local minimum: within half of the least of all costs, where nearest codes cost thrice that."""
-    costs = []
+    costs, quantizer = [], find_quantizer(bits)
     for _ in range(20):
         weight, second, _, *_ = problem(rng, m=1, k=8)
         metric, scale = np.ones((1, 1)), np.abs(weight).mean(keepdims=True)
         tries = product((-1.0, 1.0) if bits == 1 else (-1.0, 0.0, 1.0), repeat=8)
         best = min(descent.cost(scale * np.array([b]) - weight, second, metric) for b in tries)
-        codes = descent.feed_forward(weight, scale, second, bits)
+        codes = descent.feed_forward(weight, scale, second, quantizer)
         for _ in range(3):
-            codes = descent.sweep(codes, scale, weight, second, metric, bits, rng)
-        found = [codes, descent.nearest(weight / scale, bits)]
+            codes = descent.sweep(codes, scale, weight, second, metric, quantizer, rng)
+        found = [codes, quantizer.nearest(np, weight / scale)]
         costs.append([best, *(descent.cost(scale * c - weight, second, metric) for c in found)])
     best, ours, nearest = np.sum(costs, axis=0)
     assert best <= ours < 1.5 * best and nearest > 3 * best
@@ -81,14 +83,15 @@ def test_one_row_comes_near_the_best_of_all_codes(bits, rng):
 def test_feeding_errors_forward_is_better_than_the_nearest_codes(rng):
     weight, second, *_ = problem(rng, m=40, k=64)
     scale = np.abs(weight).mean(axis=1, keepdims=True)
-    ours, nearest = descent.feed_forward(weight, scale, second, 1), descent.nearest(weight, 1)
+    signs = find_quantizer(1)
+    ours, nearest = descent.feed_forward(weight, scale, second, signs), signs.nearest(np, weight)
     eye = np.eye(40)
     assert descent.cost(scale * ours - weight, second, eye) < 0.5 * descent.cost(scale * nearest - weight, second, eye)
 
 
 def test_the_best_scales_have_no_gradient(rng):
     weight, second, metric, *_ = problem(rng)
-    codes, start = descent.nearest(weight, 1), np.full((5, 1), 0.01)
+    codes, start = find_quantizer(1).nearest(np, weight), np.full((5, 1), 0.01)
     scale = torch.from_numpy(descent.best_scale(codes, start, weight, second, metric)).requires_grad_()
     error = scale * torch.from_numpy(codes) - torch.from_numpy(weight)
     (torch.from_numpy(metric) @ error @ torch.from_numpy(second) * error).sum().backward()

@@ -8,10 +8,13 @@ import pytest
 import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.study.run import Run
-from tinybitvit.train import meter
+from tinybitvit.train import meter, smoothing_floor, undertrained
 
 TINY = {"dim": 8, "depth": 1, "heads": 2, "batch_size": 20, "augment": None, "device": "cpu", "random_state": 0}
-UPDATE = r"epoch 1/2, 33 %  loss \d\.\d{4}  accuracy [01]\.\d{3}  \d+ images/s on cpu  \d:\d\d left"
+FLOOR = r"\(label smoothing's floor: 0\.1985\)"
+UPDATE = (
+    rf"epoch 1/2, 33 %  loss \d\.\d{{4}} {FLOOR}  training accuracy [01]\.\d{{3}}  \d+ images/s on cpu  \d:\d\d left"
+)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_models_side_by_side_tell_which_they_are(tmp_path, capsys, monkeypatch):
 
 
 class Stand:
-    """A `Progress` after 30 of an epoch's 120 updates, 16 images each, which took a minute; two epochs are done."""
+    """A `Run` after 30 of an epoch's 120 updates, 16 images each, which took a minute; two epochs are done."""
 
     def __init__(self, loss=240.0, hits=360.0, weights=480.0):
         self.done, self.loader, self.history = 30, range(120), {"loss": [2.0, 1.0]}
@@ -75,12 +78,60 @@ class Stand:
 
 def test_time_left_is_that_of_this_epoch_and_those_to_come():
     line = meter.update_line(Stand(), 12, "cpu")
-    assert line == "epoch  3/12, 25 %  loss 0.5000  accuracy 0.750  8 images/s on cpu  39:00 left"
+    assert line == "epoch  3/12, 25 %  loss 0.5000  training accuracy 0.750  8 images/s on cpu  39:00 left"
     rows = {"loss": [2.0, 0.5], "accuracy": [0.5, 0.75], "val_loss": [None, 1.0], "val_accuracy": [None, 0.5]}
     line = meter.epoch_line({**rows, "seconds": [200.0, 100.0]}, 26, 800, "cuda")
-    expected = "epoch  2/26  loss 0.5000  accuracy 0.750  val_loss 1.0000  val_accuracy 0.500"
+    expected = "epoch  2/26  loss 0.5000  training accuracy 0.750  val_loss 1.0000  val_accuracy 0.500"
     assert line == f"{expected}  8 images/s on cuda  1:00:00 left"
 
 
 def test_an_epoch_without_a_finite_loss_is_told_too():
-    assert "loss 0.0000  accuracy 0.000" in meter.update_line(Stand(0.0, 0.0, 0.0), 12, "cpu")
+    assert "loss 0.0000  training accuracy 0.000" in meter.update_line(Stand(0.0, 0.0, 0.0), 12, "cpu")
+
+
+# --- what the numbers mean --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])
+def test_the_floor_is_the_least_smoothed_loss(smoothing, classes):
+    """At the logits log t of the smoothed labels t; any others cost more."""
+    t = (1 - smoothing) * np.eye(classes) + smoothing / classes
+    y, floor = np.arange(classes), smoothing_floor(smoothing, classes)
+    logits = np.log(np.maximum(t, 1e-300))
+    least = tb.functional.cross_entropy(logits, y, label_smoothing=smoothing).data
+    assert floor == pytest.approx(float(least), abs=1e-12)
+    other = logits + np.random.default_rng(0).normal(size=logits.shape) / 10
+    assert float(tb.functional.cross_entropy(other, y, label_smoothing=smoothing).data) > floor or smoothing == 0
+
+
+def test_the_floor_is_told_where_it_is_one(data, capsys):
+    teacher = tb.ViT(**TINY, bits=32, epochs=1, verbose=1).fit(*data)
+    tb.ViT(**TINY, epochs=1, label_smoothing=0.0, verbose=1).fit(*data)
+    tb.ViT(**TINY, epochs=1, distill_from=teacher, verbose=1).fit(*data)
+    assert ["floor: 0.1985" in line for line in lines(capsys)] == [True, False, False]
+
+
+def test_validation_is_told_beside_the_training_accuracy(data, capsys):
+    tb.ViT(**TINY, epochs=1, verbose=1).fit(*data, eval_set=data)
+    (line,) = lines(capsys)
+    assert re.search(r"  training accuracy \d\.\d{3}  val_loss \d\.\d{4}  val_accuracy \d\.\d{3}  ", line)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ([], "no epoch was finished"),
+        ([0.4], "the training accuracy is 40.0 % after 1 epochs and rises no more"),
+        ([0.99], None),
+        ([0.5, 0.9], "90.0 % after 2 epochs and still rises, by 40.0 points"),
+        ([0.5, 0.9, 0.905], None),
+        ([0.7] * 20, "70.0 % after 20 epochs and rises no more"),
+        ([*np.linspace(0.1, 0.97, 20), *[0.97] * 10], None),
+        (np.linspace(0.1, 0.97, 30).tolist(), "and still rises, by 18.0 points"),
+        ([0.1, 0.97, *[0.97, 0.96] * 10], None),
+    ],
+)
+def test_undertrained(accuracy, words):
+    found = undertrained({"accuracy": accuracy})
+    assert (found is None) if words is None else words in found

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from tinybitvit import study
 from tinybitvit.data import Loader
 from tinybitvit.files import CheckpointError, read_safetensors, write_safetensors
 from tinybitvit.optim import SGD, WarmupCosine
-from tinybitvit.train import Checkpoints, Progress, checkpoint
+from tinybitvit.train import Checkpoints, Run, resume
 
 ROOT = Path(__file__).resolve().parents[2]
 # Five updates an epoch, the last batch smaller; random shifts, so that the batches themselves depend on the generator.
@@ -67,10 +68,10 @@ def cut(monkeypatch, updates, error=Cut):
         if next(counted) == updates:
             raise error
 
-    monkeypatch.setattr(Progress, "count", count)
+    monkeypatch.setattr(Run, "count", count)
 
 
-original = Progress.count
+original = Run.count
 
 
 def files_in(folder):
@@ -86,7 +87,7 @@ def test_cut_anywhere(at, data, monkeypatch, tmp_path):
     cut(monkeypatch, at)
     with pytest.raises(Cut):
         fit(data, tmp_path)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     assert [int(path.stem[-9:]) for path in files_in(tmp_path)] == [n for n in (at - 2, at - 1) if n > 0]
     assert result(fit(data, tmp_path)) == result(fit(data))
 
@@ -126,7 +127,7 @@ def test_sample_weight_validation_and_teacher(data, monkeypatch, tmp_path):
     cut(monkeypatch, 8)
     with pytest.raises(Cut):
         fit((X, labels), tmp_path, extra, distill_from=teacher)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     assert result(fit((X, labels), tmp_path, extra, distill_from=teacher)) == expected
     with pytest.raises(CheckpointError, match="it had other data"):
         fit((X, labels), tmp_path, {**extra, "sample_weight": np.ones(90)}, distill_from=teacher)
@@ -141,7 +142,7 @@ def test_a_run_without_a_seed_keeps_the_one_it_had(data, monkeypatch, tmp_path):
     cut(monkeypatch, 7)
     with pytest.raises(Cut):
         fit(data, tmp_path, random_state=None, **EARLY)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     resumed = fit(data, tmp_path, random_state=None, **EARLY)
     monkeypatch.setattr(tb.ViT, "_draw_seed", lambda self: 7)
     assert result(resumed) == result(fit(data, random_state=None, **EARLY))
@@ -149,7 +150,7 @@ def test_a_run_without_a_seed_keeps_the_one_it_had(data, monkeypatch, tmp_path):
 
 def test_dropout_goes_on_with_its_own_numbers(data, monkeypatch, tmp_path):
     """tb.ViT has none, but the loop serves any model."""
-    from tinybitvit.train import Trainer, run
+    from tinybitvit.train import Trainer
 
     def train(folder=None):
         model = tb.models.VisionTransformer(6, 2, 1, 3, 8, 1, 2, dropout=0.3, rng=np.random.default_rng(1))
@@ -157,14 +158,14 @@ def test_dropout_goes_on_with_its_own_numbers(data, monkeypatch, tmp_path):
         loader = Loader(data[0][..., None], data[1], 20, rng=3)
         schedule = WarmupCosine(trainer.optimizer, UPDATES, warmup=3)
         checkpoints = None if folder is None else Checkpoints(folder, 0, resume=True)
-        history, _ = run(trainer, loader, 3, schedule=schedule, checkpoints=checkpoints)
+        history, _ = Run(trainer, loader, schedule=schedule, checkpoints=checkpoints).train(3)
         return {n: a.tobytes() for n, a in model.state_dict().items()} | {"loss": history["loss"]}
 
     for at in (7, 3):
         cut(monkeypatch, at)
         with pytest.raises(Cut):
             train(tmp_path)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     assert train(tmp_path) == train()
 
 
@@ -172,7 +173,7 @@ def test_dropout_goes_on_with_its_own_numbers(data, monkeypatch, tmp_path):
 
 
 class Idle:
-    """A trainer that only has what Progress looks at."""
+    """A trainer that only has what Run looks at."""
 
     def __init__(self, rng):
         self.rng, self.optimizer = rng, SimpleNamespace(param_groups=[{"lr": 0.0}])
@@ -195,7 +196,7 @@ def test_the_rest_of_any_epoch_is_dealt_again(n, batch, prefetch, shuffle, done,
         X = np.arange(n, dtype=np.float32)[:, None, None, None]
         noise = {"shuffle": shuffle, "augment": lambda X, rng: X + rng.random(X.shape, dtype=np.float32) / 2}
         loader = Loader(X, np.arange(n), min(batch, n), rng=rng, prefetch=prefetch, **noise)
-        return Progress(Idle(rng if shared else np.random.default_rng(seed)), loader)
+        return Run(Idle(rng if shared else np.random.default_rng(seed)), loader)
 
     whole = start()
     seen, draws, saved = [], [], None
@@ -233,6 +234,84 @@ def test_any_schedule_rises_then_falls_and_goes_on(total, share, final, at):
     assert resumed.optimizer.param_groups[0]["lr"] == rates[resumed.last]
 
 
+def arrays_to_hash(draw):
+    """Images, labels and weights of any dtype and layout."""
+    n, side = draw(st.integers(1, 200)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    X = rng.integers(0, 256, (n, side, side, 1)).astype(draw(st.sampled_from(["uint8", "float32", "float64", "int64"])))
+    if draw(st.booleans()):
+        X = np.asfortranarray(X)
+    labels = draw(st.sampled_from(["int64", "U3", "O"]))
+    return X, rng.integers(0, 9, n).astype("U3" if labels == "O" else labels).astype(labels), rng.random(n)
+
+
+@given(data=st.data(), block=st.sampled_from([1, 50, 2**24]))
+def test_any_change_of_any_data_is_noticed(data, block):
+    """One element of one array, an image more or less, two rows exchanged, another shape, dtype or order of arrays."""
+    arrays = arrays_to_hash(data.draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "BLOCK", block)
+        mark = resume.fingerprint(*arrays)
+        assert mark == resume.fingerprint(*(np.array(a, order="C") for a in arrays)), (
+            "the layout in memory is no change"
+        )
+        which = data.draw(st.integers(0, 2))
+        changed = [a.copy() for a in arrays]
+        row = data.draw(st.integers(0, len(arrays[which]) - 1))
+        old = changed[which][row].copy() if which == 0 else changed[which][row]
+        changed[which][row] = "x" if changed[which].dtype.kind in "UO" else old + 1
+        assert resume.fingerprint(*changed) != mark
+        X, *rest = arrays
+        for other in (X[:-1], X[..., 0], X.astype("int16"), np.concatenate([X, X[:1]])):
+            assert resume.fingerprint(other, *rest) != mark
+        assert resume.fingerprint(X, *rest[::-1]) != mark
+        assert resume.fingerprint(X, *rest, None) != mark
+        if (X[0] != X[-1]).any():
+            assert resume.fingerprint(np.concatenate([X[-1:], X[1:-1], X[:1]]), *rest) != mark
+
+
+def test_a_change_between_64_rows_is_another_run(data, monkeypatch, tmp_path):
+    """Also of the teacher's weights and of the images that are only measured."""
+    X, y = (np.concatenate([a] * 3) for a in data)
+    extra = {"eval_set": (X, y)}
+    cut(monkeypatch, 3)
+    with pytest.raises(Cut):
+        fit((X, y), tmp_path, extra)
+    monkeypatch.setattr(Run, "count", original)
+    other = X.copy()
+    other[7, 0, 0] += 1e-3
+    for images, validation in ((other, X), (X, other)):
+        with pytest.raises(CheckpointError, match="it had other data; give what it was"):
+            fit((images, y), tmp_path, {"eval_set": (validation, y)})
+    one, two = np.zeros((200, 3)), np.zeros((200, 3))
+    two[1, 1] = 1
+    networks = [SimpleNamespace(state_dict=lambda w=w: {"w": w}) for w in (one, two)]
+    assert resume.option_text(networks[0]) != resume.option_text(networks[1])
+
+
+def test_hashing_is_fast_and_makes_no_copy():
+    images = np.zeros((50_000, 32, 32, 3), "uint8")  # CIFAR-10: 154 MB
+    tracemalloc.start()
+    try:
+        start = time.process_time()
+        resume.fingerprint(images)
+        seconds = time.process_time() - start
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seconds < 2 and peak < 1e6
+
+
+def test_checkpoints_of_earlier_versions_are_refused(data, half_done):
+    """They say of their data only what 64 rows were."""
+    for path in files_in(half_done):
+        arrays, info = read_safetensors(path)
+        info["run"]["data"] = info["run"].pop(resume.DATA)
+        write_safetensors(path, arrays, info)
+    with pytest.raises(CheckpointError, match=r"do not say what its images and labels .*another version of TinyBitViT"):
+        fit(data, half_done)
+
+
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +322,7 @@ def test_ctrl_c_saves_a_checkpoint(at, options, data, monkeypatch, tmp_path, cap
     model = fit(data, tmp_path, {"every": 3600}, **options, verbose=1)
     assert model.interrupted_ and [path.name for path in files_in(tmp_path)] == [f"checkpoint-{at:09}.safetensors"]
     assert f"resume goes on from {tmp_path}" in capsys.readouterr().out
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     model = fit(data, tmp_path, {"every": 3600}, **options)
     assert not model.interrupted_ and result(model) == result(fit(data, **options))
 
@@ -289,11 +368,11 @@ def train_and_get_killed(folder, kills, seed):
         writing += any(folder.glob("*.part"))
         if status == 0:
             finished += 1
-            checkpoint.delete_checkpoints(folder)
+            resume.delete_checkpoints(folder)
         else:
             kills -= 1
     assert result(fit(data, folder)) == expected
-    assert len(files_in(folder)) <= checkpoint.KEPT, "what a killed run had begun to write is gone"
+    assert len(files_in(folder)) <= resume.KEPT, "what a killed run had begun to write is gone"
     return finished, writing
 
 
@@ -318,7 +397,7 @@ def half_done(data, monkeypatch, tmp_path):
     cut(monkeypatch, 8)
     with pytest.raises(Cut):
         fit(data, tmp_path)
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     return tmp_path
 
 
@@ -402,7 +481,7 @@ def test_impossible_intervals(every, data, tmp_path):
 
 def test_how_often(data, monkeypatch, tmp_path):
     saved = []
-    monkeypatch.setattr(Checkpoints, "save", lambda self, progress: saved.append(progress.trainer.optimizer.steps))
+    monkeypatch.setattr(Checkpoints, "save", lambda self, run: saved.append(run.trainer.optimizer.steps))
     fit(data, tmp_path, {"every": "epoch"})
     assert saved == [5, 10, 15]
     fit(data, tmp_path, {"every": 3600})
@@ -428,7 +507,7 @@ def test_study_goes_on(at, monkeypatch, tmp_path):
     cut(monkeypatch, at, KeyboardInterrupt)
     first = study.run_study("digits", [32, 1], out=tmp_path / "a", **SMALL)
     assert first["interrupted"]
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     with pytest.raises(ValueError, match="holds an unfinished study: resume it, or delete"):
         study.run_study("digits", [32, 1], out=tmp_path / "a", **SMALL)
     resumed = study.run_study("digits", [32, 1], out=tmp_path / "a", resume=True, **SMALL)
@@ -446,7 +525,7 @@ def test_train_goes_on(monkeypatch, tmp_path, capsys):
 
     cut(monkeypatch, 3, KeyboardInterrupt)
     assert train("a") == 130
-    monkeypatch.setattr(Progress, "count", original)
+    monkeypatch.setattr(Run, "count", original)
     assert train("a") == 2 and "a.checkpoints holds the checkpoints of a run: resume it" in capsys.readouterr().err
     assert train("a", "--resume") == 0 and train("b") == 0
     assert [path.name for path in files_in(tmp_path)] == ["a.safetensors", "b.safetensors"]

@@ -44,7 +44,7 @@ def positive(text: str) -> float:
 
 
 MODEL_OPTIONS = {
-    "epochs": (count, "passes over the training images"),
+    "epochs": (count, "passes over the training images (default: the usual, or more where these make few updates)"),
     "batch_size": (count, "images in one update"),
     "lr": (positive, "peak learning rate"),
     "dim": (count, "channels of a token"),
@@ -74,9 +74,9 @@ def add_training_arguments(p: Parser) -> None:
     )
     group.add_argument(
         "--recipe",
-        metavar="NAME",
-        help="how low-bit models are trained: paper, as BitNet's papers do, best, or a step between them as an ablation"
-        " names it, such as '+ blocks'; imitate, refine: go on from a low-bit model that is there (--init-from)",
+        choices=("best", "paper", "imitate", "refine"),
+        help="how low-bit models are trained: paper, as BitNet's papers do, or best; imitate, refine: go on from a"
+        " low-bit model that is there (--init-from)",
     )
     group.add_argument(
         "--augment",

@@ -7,11 +7,9 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .. import __version__, backend, gpu, gradcheck, models, ops, optim, quant
+from .. import __version__, backend, gpu, gradcheck, ops, optim, quant
 from ..ops import Function, ste
-from ..tensor import Tensor
-from ..train import Trainer
-from ..train.trainer import cores
+from ..train import Trainer, cores
 from . import parity
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "matplotlib", "safetensors", "threadpoolctl", "pillow")
@@ -28,34 +26,22 @@ def run(device: str = "cpu") -> int:
     width = max(map(len, PACKAGES))
     for name, text in environment():
         print(f"{name:{width}}  {text}")
-    return on_device(device) if device != "cpu" else on_cpu()
-
-
-def on_device(name: str) -> int:
-    if reason := backend.cuda_problem():
-        print(f"\ndevice {name!r} is not usable: {reason}")
+    if device == "cpu":
+        print("\nself-check: gradients against finite differences in float64")
+        rows = [(name, "", problem(check)) for name, check in checks()]
+    elif reason := backend.cuda_problem():
+        print(f"\ndevice {device!r} is not usable: {reason}")
         return 1
-    print("\nthe same numbers on the GPU and on the CPU, in float32: largest difference / largest number")
-    rows = list(parity.compare(name, operation_cases()))
-    for line in parity.table(rows):
-        print(line)
-    failed = sum(not row.passed for row in rows)
-    result = f"{failed} of {len(rows)} comparisons FAILED" if failed else f"all {len(rows)} comparisons passed"
-    print(f"{result}: please paste this whole text into an issue, whatever the result")
-    return 1 if failed else 0
-
-
-def on_cpu() -> int:
-    print("\nself-check: gradients against finite differences in float64")
-    results = {name: problem(check) for name, check in checks()}
-    width = max(map(len, results))
-    for name, found in results.items():
-        print(f"  {name:{width}}  {'ok' if found is None else f'FAILED: {found}'}")
-    failed = sum(found is not None for found in results.values())
-    if failed:
-        print(f"{failed} of {len(results)} checks FAILED: please report this whole text")
     else:
-        print(f"all {len(results)} checks passed")
+        print("\nthe same numbers on the GPU and on the CPU, in float32: largest difference / largest number, allowed")
+        rows = [(row.name, row.numbers, row.fault) for row in parity.compare(device, operation_cases())]
+    width = max(len(name) for name, *_ in rows)
+    for name, numbers, fault in rows:
+        print(f"  {name:{width}}  {numbers}{'ok' if fault is None else f'FAILED: {fault}'}")
+    failed = sum(fault is not None for *_, fault in rows)
+    print(f"{failed} of {len(rows)} checks FAILED" if failed else f"all {len(rows)} checks passed")
+    if failed or device != "cpu":
+        print("please paste this whole text into an issue, whatever the result")
     return 1 if failed else 0
 
 
@@ -103,7 +89,7 @@ def problem(check: Callable[[], None]) -> str | None:
     try:
         check()
     except Exception as error:  # whatever a broken installation raises belongs into the table
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return parity.in_a_line(error)
     return None
 
 
@@ -111,7 +97,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, check) for every operation, straight-through quantiser and layout, a training run and packed layers."""
     cases = operation_cases()
     for name in ops.OPS:
-        if name not in ste.QUANTISERS and not any(operation_of(label) == name for label in cases):
+        if name not in ste.QUANTISERS and name not in map(operation_of, cases):
             yield name, no_case
     for label, case in cases.items():
         yield label, partial(check_operation, ops.OPS[operation_of(label)], label, *case)
@@ -176,7 +162,7 @@ def operation_cases() -> dict[str, tuple]:
         "scaled_dot_product_attention": ([q, k, v],),
         "multi_head_attention": ([normal((2, 3, 12))], {"heads": 2}),
         "cross_entropy": ([x, rng.integers(0, 4, 3), positive[:, 0]], {"label_smoothing": 0.1, "wrt": (0,)}),
-        "mse": ([x, y],),
+        "mse_loss": ([x, y],),
         "kl_div": ([x, shares], {"wrt": (0,)}),
         "patchify": ([image], {"patch_size": (2, 3)}),
         "unpatchify": ([normal((2, 4, 18))], {"patch_size": (2, 3), "image_size": (4, 6)}),
@@ -236,16 +222,13 @@ def sign_surrogate(xp: Any, v: Any, variant: str, low: float = -1.0, high: float
 
 
 def check_layout(layout: str) -> None:
-    codes = backend.make_rng(0).choice(quant.LAYOUTS[layout].codes, (8, 13)).astype("float32")
-    packed = quant.pack(codes, layout)
+    codes, packed, unpacked = parity.packing(layout, "cpu")
     assert packed.nbytes == quant.packed_nbytes(codes.shape, layout), f"{packed.nbytes} bytes, expected another number"
-    assert (quant.unpack(packed, layout, codes.shape) == codes).all(), "the unpacked codes differ from the packed ones"
+    assert (unpacked == codes).all(), "the unpacked codes differ from the packed ones"
 
 
 def check_training() -> None:
-    rng = backend.make_rng(0)
-    model = models.VisionTransformer(8, 4, 1, 2, dim=16, depth=1, heads=2, mlp_ratio=2, bits=1.58, rng=rng)
-    x, y = rng.standard_normal((8, 8, 8, 1)).astype("float32"), rng.integers(0, 2, 8)
+    model, x, y = parity.network(1.58, "cpu")
     trainer = Trainer(model, optim.AdamW(model.parameters(), lr=1e-2))
     losses = [trainer.step(x, y) for _ in range(10)]
     assert losses[-1] < losses[0], f"it went from {losses[0]:.4g} to {losses[-1]:.4g} in ten steps"
@@ -253,9 +236,6 @@ def check_training() -> None:
 
 def check_packed(bits: float) -> None:
     """One layer, not a model: the next layer's rounding could make a whole step of a difference in the last digit."""
-    rng = backend.make_rng(0)
-    layer = quant.BitLinear(40, 24, bits=bits, rng=rng)
-    x = Tensor(rng.standard_normal((7, 40)).astype("float32"))
-    y = layer(x).numpy()
-    difference = float(abs(quant.PackedLinear.from_bitlinear(layer)(x).numpy() - y).max() / abs(y).max())
+    packed, latent = parity.packed_layer(bits, "cpu")
+    difference = parity.distance([latent], [packed])
     assert difference < 1e-5, f"its output differs from the unpacked layer's by {difference:.3g} of the largest number"

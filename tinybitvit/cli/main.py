@@ -196,8 +196,8 @@ def train(args: argparse.Namespace) -> int:
 
 def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
-    from ..study import load_data, measure, open_folder, preset, start_model, train_model
-    from ..train import delete_checkpoints
+    from ..study import chosen, load_data, measure, open_folder, start_model, train_model
+    from ..train import delete_checkpoints, undertrained
     from ..train.meter import say
 
     out = Path(args.out)
@@ -208,7 +208,7 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
     say(str(data))
-    options = {**preset(args.dataset, args.init_from), **model_arguments(args)}
+    options = chosen(args.dataset, len(data.y_train), model_arguments(args), args.init_from)
     options |= {"bits": args.bits, "random_state": args.seed}
     if args.init_from is not None:
         options["init_from"] = start_model(args.init_from)
@@ -220,6 +220,8 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
         delete_checkpoints(checkpoints)
     found = measure(model, data, model.predict(data.X_test))
     say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images, {seconds:.0f} s of training")
+    if not model.interrupted_ and (why := undertrained(model.history_)):
+        say(f"undertrained: {why}; train for more epochs (--epochs)")
     if write:
         say(written(out))
     return INTERRUPTED if model.interrupted_ else 0
@@ -234,12 +236,12 @@ def predict(args: argparse.Namespace) -> int:
     print("image  class  probability", flush=True)
     for path in args.images:
         try:
-            image = tb.data.read_image(path, model.image_shape_)
+            images = model.read_images([path])
         except tb.data.DataError as error:  # the other pictures are answered all the same
             complain(f"tinybitvit: {sentence(error)}")
             status = BAD_INPUT
             continue
-        probabilities = model.predict_proba(image[None])[0]
+        probabilities = model.predict_proba(images)[0]
         best = probabilities.argmax()
         print(f"{printable(path)}  {printable(model.classes_[best])}  {probabilities[best]:.3f}", flush=True)
     return status
@@ -297,12 +299,11 @@ def export(args: argparse.Namespace) -> int:
     if args.format == "safetensors":
         model.save(args.out, packed=model.bits != 32)
     elif args.format == "onnx":
-        tb.io.export(model.model_, args.out, "onnx", preprocessing=model.normalize_.to_dict(), int8=args.int8)
+        tb.io.export(model.model_, args.out, "onnx", int8=args.int8)
     elif args.format == "html":
         paths = (args.model, *args.compare)
         models = dict(zip(model_names(paths), map(tb.load, paths), strict=True))
-        examples = [tb.data.read_image(path, model.image_shape_) for path in args.images]
-        tb.web.to_html(models, args.out, X=examples or None)
+        tb.web.to_html(models, args.out, X=model.read_images(args.images) if args.images else None)
     else:
         tb.io.export(model.model_, args.out, args.format)
     print(written(args.out))

@@ -26,6 +26,14 @@ class Row(NamedTuple):
     def passed(self) -> bool:
         return self.error is None and self.difference <= self.allowed  # a NaN fails, too
 
+    @property
+    def fault(self) -> str | None:
+        return None if self.passed else self.error or "the numbers differ"
+
+    @property
+    def numbers(self) -> str:
+        return f"{self.difference:10.1e}  {self.allowed:7.0e}  "
+
 
 def compare(device: str, operations: Mapping[str, tuple]) -> Iterator[Row]:
     """A row for every operation, quantiser, layout, training step and packed layer, computed on 'cpu' and on `device`.
@@ -33,21 +41,14 @@ def compare(device: str, operations: Mapping[str, tuple]) -> Iterator[Row]:
     operations: label -> (arrays, parameters) as `doctor.operation_cases` gives them.
     """
     for name, allowed, run in comparisons(operations):
-        difference, error = float("nan"), None
         try:
-            difference = distance(run("cpu"), run(device))
-        except Exception as raised:  # whatever an untested device raises belongs into the table
-            error = " ".join(f"{type(raised).__name__}: {raised}".split())
-        yield Row(name, difference, allowed, error)
+            yield Row(name, distance(run("cpu"), run(device)), allowed, None)
+        except Exception as error:  # whatever an untested device raises belongs into the table
+            yield Row(name, float("nan"), allowed, in_a_line(error))
 
 
-def table(rows: list[Row]) -> Iterator[str]:
-    """The rows as lines of text."""
-    width = max(len(row.name) for row in rows)
-    yield f"  {'check':{width}}  difference  allowed"
-    for row in rows:
-        verdict = "ok" if row.passed else f"FAILED: {row.error or 'the numbers differ'}"
-        yield f"  {row.name:{width}}  {row.difference:10.1e}  {row.allowed:7.0e}  {verdict}"
+def in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def distance(expected: Arrays, found: Arrays) -> float:
@@ -97,9 +98,10 @@ def operation(function: type[ops.Function], arrays: Arrays, params: dict[str, An
 
 
 def packing(layout: str, device: str) -> Arrays:
+    """Codes, packed, and unpacked again."""
     codes = backend.make_rng(0).choice(quant.LAYOUTS[layout].codes, (8, 13)).astype("float32")
     packed = quant.pack(backend.to_device(codes, device), layout)
-    return [packed, quant.unpack(packed, layout, codes.shape)]
+    return [codes, packed, quant.unpack(packed, layout, codes.shape)]
 
 
 def counting(device: str) -> Arrays:
@@ -124,10 +126,11 @@ def training(bits: float, device: str) -> Arrays:
 
 
 def packed_layer(bits: float, device: str) -> Arrays:
+    """The outputs of a layer, packed and not."""
     rng = backend.make_rng(0)
     layer = quant.BitLinear(40, 24, bits=bits, rng=rng).to(device)
     x = Tensor(rng.standard_normal((7, 40)).astype("float32"), device=device)
-    return [quant.PackedLinear.from_bitlinear(layer)(x).data]
+    return [quant.PackedLinear.from_bitlinear(layer)(x).data, layer(x).data]
 
 
 def packed_network(bits: float, device: str) -> Arrays:

@@ -7,8 +7,10 @@ programs disturb little), after a warm-up step.
 import time
 import tracemalloc
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,32 +18,36 @@ from .. import functional as F
 from .. import ops
 from ..models import VisionTransformer
 from ..optim import AdamW, decay_groups
+from ..study.report import align
 from ..train import Trainer, single_threaded_blas
+
+Product = tuple[int, int, int, int]  # copies, rows, inner, columns
 
 
 class Profile:
-    """What was measured: seconds and bytes by operation, and the shapes of all matrix products."""
+    """What was measured: seconds and bytes by operation, and how often each matrix product occurs."""
 
-    def __init__(self):
-        self.forward, self.backward, self.calls = Counter(), Counter(), Counter()
-        self.bytes = Counter()
-        self.products = Counter()  # (copies, rows, inner, columns) -> how often
+    def __init__(self) -> None:
+        self.forward: defaultdict[str, float] = defaultdict(float)
+        self.backward: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.products: Counter[Product] = Counter()
 
     @contextmanager
-    def recording(self):
+    def recording(self) -> Iterator["Profile"]:
         """Within the block the forwards and backwards of all operations are timed."""
-        table = ops.OPS
-        originals = {function: (function.forward, function.backward) for function in table.values()}
-        for name, function in table.items():
-            function.forward = staticmethod(partial(self._forward, name, function.forward))
-            function.backward = staticmethod(partial(self._backward, name, function.backward))
+        originals = {function: (function.forward, function.backward) for function in ops.OPS.values()}
+        for name, function in ops.OPS.items():
+            forward, backward = originals[function]
+            put(function, partial(self._forward, name, forward), partial(self._backward, name, backward))
         try:
             yield self
         finally:
             for function, (forward, backward) in originals.items():
-                function.forward, function.backward = staticmethod(forward), staticmethod(backward)
+                put(function, forward, backward)
 
-    def _forward(self, name, call, ctx, *arrays, **params):
+    def _forward(self, name: str, call: Callable, ctx: Any, *arrays: Any, **params: Any) -> Any:
         start = time.thread_time()
         y = call(ctx, *arrays, **params)
         self.forward[name] += time.thread_time() - start
@@ -50,7 +56,7 @@ class Profile:
         self.products.update(products(name, ctx, arrays, params))
         return y
 
-    def _backward(self, name, call, ctx, g):
+    def _backward(self, name: str, call: Callable, ctx: Any, g: Any) -> tuple:
         start = time.thread_time()
         grads = call(ctx, g)
         self.backward[name] += time.thread_time() - start
@@ -58,8 +64,12 @@ class Profile:
         return grads
 
 
-def products(name, ctx, arrays, params):
-    """The matrix products (copies, rows, inner, columns) of a call and of its backward."""
+def put(function: Any, forward: Callable, backward: Callable) -> None:
+    function.forward, function.backward = staticmethod(forward), staticmethod(backward)
+
+
+def products(name: str, ctx: Any, arrays: Any, params: dict[str, Any]) -> list[Product]:
+    """The matrix products of a call and of its backward."""
     if name == "linear":
         rows, inner, out = arrays[0].size // arrays[0].shape[-1], arrays[0].shape[-1], arrays[1].shape[0]
         backward = [(1, rows, out, inner)] if ctx.needs_input_grad[0] else []
@@ -71,7 +81,7 @@ def products(name, ctx, arrays, params):
     return []
 
 
-def product_seconds(counts):
+def product_seconds(counts: Counter[Product]) -> float:
     """What these products take alone, on random matrices: the best of three, times how often each occurs."""
     rng, total = np.random.default_rng(0), 0.0
     for (copies, rows, inner, columns), count in counts.items():
@@ -86,8 +96,8 @@ def product_seconds(counts):
     return total
 
 
-def profile_step(image_size=32, patch_size=4, batch=64, **network):
-    """Measure one training step of a VisionTransformer (keywords as there); returns a dict, see `report`."""
+def profile_step(image_size: int = 32, patch_size: int = 4, batch: int = 64, **network: Any) -> dict[str, Any]:
+    """Measure one training step of a VisionTransformer (keywords as there); see `report` for what is returned."""
     rng = np.random.default_rng(0)
     model = VisionTransformer(image_size, patch_size, rng=rng, **network)
     trainer = Trainer(model, AdamW(decay_groups(model, 0.05)), F.cross_entropy, workers=1)
@@ -104,35 +114,25 @@ def profile_step(image_size=32, patch_size=4, batch=64, **network):
     tracemalloc.stop()
     with single_threaded_blas():
         gemm = product_seconds(found.products)
-    rows = defaultdict(dict)
-    for name in found.calls:
-        rows[name] = {
-            "calls": found.calls[name],
-            "forward_ms": 1000 * found.forward[name],
-            "backward_ms": 1000 * found.backward[name],
-            "bytes": found.bytes[name],
-        }
-    return {"seconds": seconds, "batch": batch, "gemm_seconds": gemm, "peak_bytes": peak, "operations": dict(rows)}
+    rows = {
+        name: {"calls": n, "forward": found.forward[name], "backward": found.backward[name], "bytes": found.bytes[name]}
+        for name, n in found.calls.items()
+    }
+    return {"seconds": seconds, "batch": batch, "gemm_seconds": gemm, "peak_bytes": peak, "operations": rows}
 
 
-def report(found):
+def report(found: dict[str, Any]) -> str:
     """The measurements of `profile_step` as text."""
-    total = 1000 * found["seconds"]
-    lines = [f"{'operation':30} {'calls':>5} {'forward ms':>10} {'backward ms':>11} {'share':>6} {'MB made':>8}"]
-    rows = sorted(found["operations"].items(), key=lambda r: -r[1]["forward_ms"] - r[1]["backward_ms"])
-    for name, r in rows:
-        both = r["forward_ms"] + r["backward_ms"]
-        lines.append(
-            f"{name:30} {r['calls']:5} {r['forward_ms']:10.2f} {r['backward_ms']:11.2f} {both / total:6.1%}"
-            f" {r['bytes'] / 1e6:8.1f}"
-        )
-    rest = total - sum(r["forward_ms"] + r["backward_ms"] for _, r in rows)
-    products = 1000 * found["gemm_seconds"]
-    lines += [
-        f"{'engine, optimiser':30} {'':5} {'':10} {rest:11.2f} {rest / total:6.1%}",
-        "",
-        f"step of {found['batch']} images: {total:.1f} ms on one thread",
-        f"its matrix products alone: {products:.1f} ms, {products / total:.0%} of the step",
-        f"peak memory of the step's arrays: {found['peak_bytes'] / 1e6:.0f} MB",
-    ]
-    return "\n".join(lines)
+    total, rest = found["seconds"], found["seconds"]
+    cells = [["operation", "calls", "forward ms", "backward ms", "share", "MB made"]]
+    for name, r in sorted(found["operations"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"]):
+        both = r["forward"] + r["backward"]
+        rest -= both
+        times = f"{1000 * r['forward']:.2f}", f"{1000 * r['backward']:.2f}", f"{both / total:.1%}"
+        cells.append([name, str(r["calls"]), *times, f"{r['bytes'] / 1e6:.1f}"])
+    cells.append(["engine, optimiser", "", "", f"{1000 * rest:.2f}", f"{rest / total:.1%}", ""])
+    return (
+        f"{align(cells)}\n\nstep of {found['batch']} images: {1000 * total:.1f} ms on one thread\n"
+        f"its matrix products alone: {1000 * found['gemm_seconds']:.1f} ms, {found['gemm_seconds'] / total:.0%} of the"
+        f" step\npeak memory of the step's arrays: {found['peak_bytes'] / 1e6:.0f} MB"
+    )

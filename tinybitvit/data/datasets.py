@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .download import DataError, Remote, data_root, fetch, sha256
+from .download import DataError, Remote, check_file, data_root, fetch, sha256
 
 Root = str | os.PathLike | None
 
@@ -26,6 +26,11 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
     classes: tuple[str, ...]
     name: str
+
+    def named(self) -> "Dataset":
+        """The same images with class names for labels: a model fitted on them answers with names."""
+        names = np.array(self.classes)
+        return self._replace(y_train=names[self.y_train], y_test=names[self.y_test])
 
     def __repr__(self) -> str:
         counts = f"{len(self.X_train)} training and {len(self.X_test)} test images"
@@ -228,6 +233,7 @@ def _archive_members(archive: Path, source: Cifar) -> Iterator[tuple[Path, bytes
     """
     missing = set(source.files)
     again = "delete it and fetch it again"
+    check_file(archive)
     try:
         with open(archive, "rb") as file:
             if os.fstat(file.fileno()).st_size != source.remote.size or sha256(file) != source.remote.sha256:
@@ -255,6 +261,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """
     header = struct.pack(f">{len(shape) + 1}I", 0x800 + len(shape), *shape)
     expected = len(header) + math.prod(shape)
+    check_file(path)
     try:
         with gzip.open(path) as file:
             content = file.read(expected + 1)  # one more: reaches the checksum, and never more memory than this

@@ -8,6 +8,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files import file_problem
+
 CHUNK = 1 << 18  # bytes a read
 TIMEOUT = 60  # seconds without a byte
 PAUSES = (1, 2, 4)  # seconds between tries
@@ -15,6 +17,12 @@ PAUSES = (1, 2, 4)  # seconds between tries
 
 class DataError(ValueError):
     """A data file is missing, damaged or foreign; the message names the file and what to do about it."""
+
+
+def check_file(path: Path) -> None:
+    """DataError where nothing can be read from `path`: it is missing, a folder, a pipe or a device."""
+    if problem := file_problem(path):
+        raise DataError(problem)
 
 
 class Remote(NamedTuple):

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from .datasets import Dataset, stratified_split
-from .download import DataError
+from .download import DataError, check_file
+from .images import Ground, border_mean
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # whatever a file is called: Pillow's rarer decoders are less guarded
 
 MAX_FILE_BYTES = 1 << 29
+# An image of more pixels than this needs a byte of file for so many of them: a file of some kB that claims more is made
+# to fill the memory, and no photo.
+FREE_PIXELS, PIXELS_A_BYTE = 1 << 23, 256
 
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601), as Pillow's mode "L" weighs them
 
@@ -23,10 +27,11 @@ def load_image_folder(
 ) -> Dataset:
     """Read ``path/CLASS/*.png`` (or jpg, jpeg, bmp, gif, webp) and hold out ``test_size`` of every class.
 
-    Where ``path/train/CLASS`` and ``path/test/CLASS`` exist, that split is kept. ``size`` is the side or (height,
-    width) to which all images are stretched; it may be left out where all have one size already. Images become RGB,
-    or grey (C = 1) if all are; transparent pixels are shown on white. Hidden files and links that lead outside are
-    skipped. Raises DataError that names the file for anything that cannot be read.
+    Where ``path/train/CLASS`` and ``path/test/CLASS`` exist, or ``val`` in place of ``test``, that split is kept. With
+    all three ``val`` counts as training images. ``size`` is the side or (height, width) to which all images are
+    stretched; it may be left out where all have one size already. Images become RGB, or grey (C = 1) if all are;
+    transparent pixels are shown on white. Hidden files and links that lead outside are skipped. Raises DataError that
+    names the file for anything that cannot be read.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -37,11 +42,12 @@ def load_image_folder(
     ):
         raise ValueError(f"size must be a positive side or (height, width), got {size!r}")
     top = Path(os.path.realpath(root))  # also turns "." into a name
-    train, test = root / "train", root / "test"
-    if _subfolders(train, top) and _subfolders(test, top):
-        parts = [_class_files(train, top), _class_files(test, top)]
-        if unknown := set(parts[1]) - set(parts[0]):
-            raise DataError(f"{test} holds classes that {train} lacks: {', '.join(sorted(unknown))}")
+    splits = [root / name for name in ("train", "val", "test") if _subfolders(root / name, top)]
+    if len(splits) > 1 and splits[0].name == "train":
+        parts = [_class_files(split, top) for split in splits]
+        for split, part in zip(splits[1:], parts[1:], strict=True):
+            if unknown := set(part) - set(parts[0]):
+                raise DataError(f"{split} holds classes that {splits[0]} lacks: {', '.join(sorted(unknown))}")
     else:
         parts = [_class_files(root, top)]
     classes = tuple(parts[0])
@@ -51,8 +57,8 @@ def load_image_folder(
     y = np.array([classes.index(name) for part in parts for name, files in part.items() for _ in files], np.int64)
     if len(parts) == 1:
         return stratified_split(top.name, X, y, classes, test_size, seed)
-    split = sum(map(len, parts[0].values()))
-    return Dataset(X[:split], y[:split], X[split:], y[split:], classes, top.name)
+    held = sum(map(len, parts[-1].values()))
+    return Dataset(X[:-held], y[:-held], X[-held:], y[-held:], classes, top.name)
 
 
 def _visible(folder: Path, top: Path) -> list[Path]:
@@ -91,15 +97,19 @@ def _stack(files: list[Path], shape: tuple[int, int] | None) -> np.ndarray:
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int], ground: Ground | None = None) -> np.ndarray:
     """An image file as a model takes it: uint8 (H, W, C), stretched to H x W, made grey (C = 1) or RGB (C = 3).
 
-    Raises DataError for a file that is no image.
+    Upright by its EXIF tag; of an animation the first picture; transparent pixels are white. ground: 'dark' or 'light'
+    where all grey images of a training have such borders: a picture that has the other is a drawing of the other
+    polarity, and is inverted. Raises DataError for a file that is missing or no image.
     """
     height, width, channels = image_shape
     image = _decode(Path(path), (height, width))
     if channels == 1 and image.shape[2] == 3:
         image = np.rint(image @ LUMA).astype(np.uint8)[..., None]
+    if channels == 1 and ground is not None and (border_mean(image) > 127.5) != (ground == "light"):
+        image = 255 - image
     return np.ascontiguousarray(np.broadcast_to(image, (height, width, channels)))
 
 
@@ -107,6 +117,7 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """One image as (H, W, 1) or (H, W, 3) uint8, upright by its EXIF tag."""
     from PIL import Image, ImageOps
 
+    check_file(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata
@@ -115,7 +126,12 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
                 raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
             # From memory: a damaged PNG can make Pillow ask an open file for gigabytes, which Python then reserves.
             with Image.open(io.BytesIO(file.read_bytes()), formats=FORMATS) as image:
-                return _pixels(ImageOps.exif_transpose(image), shape)
+                if image.width * image.height > max(FREE_PIXELS, PIXELS_A_BYTE * file.stat().st_size):
+                    raise ValueError(
+                        f"it claims {image.width} x {image.height} pixels, too many for a file of its size"
+                    )
+                ImageOps.exif_transpose(image, in_place=True)
+                return _pixels(image, shape)
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ..backend import is_number
 from .transforms import Augment
 
 Batch = tuple[np.ndarray, ...]
@@ -40,8 +41,10 @@ class Loader:
         lengths = [len(array) for array in self.arrays]
         if len(set(lengths)) > 1:
             raise ValueError(f"X, y and sample_weight must have the same length, got {lengths}")
-        if batch_size < 1 or prefetch < 0:
-            raise ValueError(f"batch_size must be at least 1 and prefetch 0, got {batch_size} and {prefetch}")
+        if not is_number(batch_size, 1, whole=True) or not is_number(prefetch, 0, whole=True):
+            raise ValueError(
+                f"batch_size must be at least 1 and prefetch 0, both whole, got {batch_size!r} and {prefetch!r}"
+            )
         self.batch_size, self.shuffle, self.drop_last, self.prefetch = batch_size, shuffle, drop_last, prefetch
         self.rng = np.random.default_rng(rng)
         self.augment, self.transform = augment, transform
@@ -75,6 +78,10 @@ def _ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
     pool = ThreadPoolExecutor(1, thread_name_prefix="tinybitvit-loader")
     try:
         pending = deque(pool.submit(next, batches, None) for _ in range(count))
+    except RuntimeError:  # no thread can start here
+        yield from batches
+        return
+    try:
         while (batch := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, batches, None))
             yield batch

@@ -9,8 +9,10 @@ import numpy as np
 
 from .. import backend
 from .. import functional as F
+from ..data.transforms import Normalize
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
+from ..models.configs import check_room
 from ..nn import Module
 from ..quant import PackedLinear, choose_layout, pack, unpack, validate
 
@@ -44,6 +46,11 @@ def save_model(
     if packed and not model.config["layout"]:
         model = model.pack()
     is_packed = bool(model.config["layout"])
+    if quantizer := model.config.get("quantizer"):
+        raise ValueError(
+            f"a file of latent weights cannot hold your quantizer {quantizer.name!r}, which is a program: save with "
+            "packed=True, whose bytes need none"
+        )
     if half and not is_packed:
         raise ValueError("half=True is for packed files: float16 would spoil the latent weights of a full one")
     state = {name: backend.to_numpy(a) for name, a in model.state_dict().items()}
@@ -83,6 +90,8 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
             state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layouts[name], layer.layout)
         model.load_state_dict({n: a.astype("float32") if a.dtype.kind == "f" else a for n, a in state.items()})
         model.preprocessing = info["preprocessing"]
+        if model.preprocessing is not None:
+            Normalize.from_dict(model.preprocessing)
         others = {name: a for name, a in arrays.items() if not name.startswith(MODEL)}
         return Checkpoint(model.eval(), info["extra"], others)
     except Exception as error:  # whatever a description with a right sha256 can do wrong
@@ -90,19 +99,12 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
         raise CheckpointError(f"{path} does not hold the model that it describes ({reason}): {AGAIN}") from error
 
 
-def _check_sizes(config, state):
+def _check_sizes(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
     """ValueError where a description asks for a much larger network than the arrays are, before memory is taken."""
-    dim, hidden = config["dim"], int(config["dim"] * config["mlp_ratio"])
-    sizes = {"norm.weight": dim, "head.bias": config["num_classes"]}
-    if config["depth"]:
-        sizes["blocks.0.mlp.fc1.bias"] = hidden
-    wrong = [name for name, n in sizes.items() if n and len(state.get(name, ())) != n]
-    pixels = math.prod(F.as_pair(config["patch_size"])) * config["in_channels"]
-    tokens = math.prod(F.as_pair(config["image_size"])) // math.prod(F.as_pair(config["patch_size"]))
-    if wrong or config["depth"] > len(state) or pixels > state["embed.patch.proj.weight"].size:
-        raise ValueError(f"the sizes of {wrong[0] if wrong else 'the blocks or patches'} are others")
-    if not tokens <= state["embed.pos_embed"].shape[1] <= tokens + 1:
-        raise ValueError("the number of positions is another")
+    patch = math.prod(F.as_pair(config["patch_size"]))
+    tokens = math.prod(F.as_pair(config["image_size"])) // patch + config["registers"]
+    dim, others = config["dim"], tokens + patch * config["in_channels"] + config["num_classes"]
+    check_room(dim, int(dim * config["mlp_ratio"]), config["depth"], others, state)
 
 
 def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
@@ -110,12 +112,12 @@ def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
 
 
-def _disk_layout(layer):
+def _disk_layout(layer: PackedLinear) -> str:
     """The layout for a file: the smallest one, unless another one than the usual was asked for."""
-    return choose_layout(layer.bits, "disk") if layer.layout == choose_layout(layer.bits) else layer.layout
+    return layer.quantizer.layout("disk") if layer.layout == layer.quantizer.layout() else layer.layout
 
 
-def _convert(packed, layer, source, target):
+def _convert(packed: np.ndarray, layer: PackedLinear, source: str, target: str) -> np.ndarray:
     """Bytes of a layer's weight, checked, from one layout to another."""
     shape = (layer.out_features, layer.in_features)
     validate(packed, source, shape)

@@ -17,8 +17,8 @@ from ..nn import LayerNorm, Linear
 from ..ops.ste import EPS
 from ..quant import BitLinear, PackedLinear, pack
 
-# Bits of the weights -> the layout of their bytes, whose name is also the ONNX type, and the operator set that has it.
-STORED = {1: ("int2", 25), 1.58: ("int2", 25), 2: ("int2", 25), 3: ("int4", 21), 4: ("int4", 21), 8: ("int8", 20)}
+# Layouts of the weights, whose names are also ONNX types, smallest first, and the operator sets that have them.
+STORED = {"int2": 25, "int4": 21, "int8": 20}
 OLDEST = 20  # the operator set of Gelu
 
 
@@ -88,8 +88,8 @@ def export_onnx(
     width = model.config["num_classes"] or model.config["dim"] * len(model.config["pool"].split("+"))
     output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", width])
     body = onnx.helper.make_graph(graph.nodes, "tinybitvit", [images], [output], [*graph.constants.values()])
-    low = [m.bits for m in model.modules() if isinstance(m, (BitLinear, PackedLinear))]
-    opset = onnx.helper.make_opsetid("", max([OLDEST, *([] if int8 else [STORED[bits][1] for bits in low])]))
+    low = [_stored(m, int8) for m in model.modules() if isinstance(m, (BitLinear, PackedLinear))]
+    opset = onnx.helper.make_opsetid("", max([OLDEST, *(STORED[layout] for layout in low)]))
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
@@ -175,10 +175,15 @@ def _linear(graph, layer, x, name, int8):
     return y if layer.bias is None else graph.add("Add", y, graph.constant(layer.bias.data, name=f"{name}.bias"))
 
 
+def _stored(layer, int8):
+    """The layout that the codes of a low-bit layer are stored in."""
+    return "int8" if int8 else layer.quantizer.smallest(STORED)
+
+
 def _bit_linear(graph, layer, x, name, int8):
     """s_x s_w (c Q^T); see `quant.integer`."""
     codes, scale = (backend.to_numpy(a) for a in layer.codes())
-    layout = "int8" if int8 else STORED[layer.bits][0]
+    layout = _stored(layer, int8)
     weight = graph.integers(codes.T.astype("int8"), layout, f"{name}.codes")
     scale = graph.constant(scale[:, 0] if len(scale) > 1 else scale[0], name=f"{name}.scale")
     if layer.norm is not None:

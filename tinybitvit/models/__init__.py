@@ -2,6 +2,6 @@
 
 from .convert import shape_of, source_of, start_from
 from .pretrained import from_pretrained
-from .vit import MLP, Block, VisionTransformer
+from .vit import MLP, Block, VisionTransformer, ViTConfig
 
-__all__ = ["MLP", "Block", "VisionTransformer", "from_pretrained", "shape_of", "source_of", "start_from"]
+__all__ = ["MLP", "Block", "ViTConfig", "VisionTransformer", "from_pretrained", "shape_of", "source_of", "start_from"]

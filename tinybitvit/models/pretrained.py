@@ -4,14 +4,15 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
-from ..files import CheckpointError, read_arrays
+from ..files import CheckpointError, file_problem, read_arrays
+from . import configs
 from .positions import resize_positions
 from .vit import VisionTransformer
 
@@ -42,8 +43,6 @@ NAMES = [
 ]
 RULES = [(re.compile(PREFIX + f"(?:{pattern})"), ours) for pattern, ours in NAMES]
 
-ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_tanh": "tanh"}
-
 
 @dataclass
 class Source:
@@ -52,12 +51,11 @@ class Source:
     arrays: dict[str, Any]
     heads: int
     eps: float
-    gelu: str = "none"
-    pool: str = "cls"
-    antialias: bool = False
-    grid: tuple[int, int] = (0, 0)
-    preprocessing: dict[str, Any] | None = None
-    state: dict[str, Any] = field(default_factory=dict)
+    gelu: str
+    pool: str
+    antialias: bool
+    grid: tuple[int, int]
+    preprocessing: dict[str, Any] | None
 
 
 def from_pretrained(
@@ -69,68 +67,91 @@ def from_pretrained(
 ) -> VisionTransformer:
     """A VisionTransformer with the weights of a file or folder that Hugging Face or timm wrote.
 
-    path: a folder with config.json and model.safetensors, or a timm .safetensors file. Of Hugging Face: ViT, DeiT (with
-    one head or two) and DINOv2 (with or without registers); a plain model gives features, one with a head logits.
-    image_size: int or (height, width) in pixels (None: the file's); positions are resampled as the original model does
-    it. num_classes: another number than the file's gets a new head, 0 none. bits and `options` go to
-    VisionTransformer; below 32 bits the weights become latent weights, and the norms before proj and fc2 are new.
-    heads=...: only for timm files with heads that are not 64 channels wide. `model.preprocessing` keeps the mean and
-    std of the pixels (0..1) where the files tell. Raises CheckpointError for whatever cannot be read.
+    path: a folder with config.json and model.safetensors (or model.safetensors.index.json and the parts that it names),
+    or a timm .safetensors file. Of Hugging Face: ViT, DeiT (with one head or two) and DINOv2 (with or without
+    registers); a plain model gives features, one with a head logits. image_size: int or (height, width) in pixels
+    (None: the file's); positions are resampled as the original model does it. num_classes: another number than the
+    file's gets a new head, 0 none. bits and `options` go to VisionTransformer; below 32 bits the weights become latent
+    weights, and the norms before proj and fc2 are new. heads=...: for timm files without a config whose heads are not
+    64 channels wide. `model.preprocessing` keeps the mean and std of the pixels (0..1) where the files tell. Raises
+    CheckpointError for whatever cannot be read, and for a config that asks for what a network here cannot do.
     """
     path = Path(path)
     try:
         source = _read(path, options.pop("heads", None))
-        shape = _shape(source)
+        shape, state = _shape(source), _block_states(source.arrays)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a foreign file can do wrong
-        raise CheckpointError(f"{path} cannot be read as a ViT ({type(error).__name__}: {error})") from error
-    patch = shape["patch_size"]
-    size = F.as_pair(image_size) if image_size else tuple(g * p for g, p in zip(source.grid, patch, strict=True))
+        reason = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} cannot be read as a ViT: {reason}") from error
+    size = tuple(g * p for g, p in zip(source.grid, shape["patch_size"], strict=True))
+    if image_size:
+        size = F.as_pair(image_size)
     pool = options.pop("pool", source.pool)
     head = source.arrays.get("head.weight")
     in_file = len(head) if head is not None and pool == source.pool else 0
     classes = in_file if num_classes is None else num_classes
     model = VisionTransformer(size, num_classes=classes, pool=pool, bits=bits, **shape, **options)
     model.preprocessing = source.preprocessing
-    state = {**source.state, **_position_state(source, model.embed.patch.grid)}
-    if classes and classes == in_file:
-        state |= _head_state(source.arrays)
     new = {"proj.norm.weight", "fc2.norm.weight"} | ({"head.weight", "head.bias"} if classes != in_file else set())
     start = {name: a for name, a in model.state_dict().items() if name.endswith(tuple(new))}
     try:
+        state |= _position_state(source, model.embed.patch.grid)
+        if classes and classes == in_file:
+            state |= _head_state(source.arrays)
         model.load_state_dict({**start, **{name: _float32(a) for name, a in state.items()}})
-    except ValueError as error:
+    except (ValueError, LookupError) as error:
         raise CheckpointError(f"{path} does not fit the network that its config describes: {error}") from error
     return model.eval()
 
 
-def _read(path, heads):
+def _read(path: Path, heads: int | None) -> Source:
     """The Source in a file or folder."""
-    weights = path / "model.safetensors" if path.is_dir() else path
-    if path.is_dir() and not weights.exists():
+    folder = path if path.is_dir() else path.parent
+    arrays = _rename(_arrays(path))
+    config, stated = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
+    if empty := [name for name, a in arrays.items() if not a.size]:
+        raise ValueError(f"{empty[0]} is empty")
+    told = configs.hugging_face(arrays, config) if "model_type" in config else configs.timm(arrays, config, heads)
+    channels = arrays["patch.weight"].shape[1]
+    return Source(arrays, **told, preprocessing=configs.preprocessing(config, stated, channels))
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file, or of the file or the parts in a folder."""
+    if not path.is_dir():
+        return read_arrays(path)
+    if (path / "model.safetensors").exists():
+        return read_arrays(path / "model.safetensors")
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
         raise CheckpointError(
-            f"{path} has no model.safetensors: download that file of the model; one in parts, or a .bin file, must be "
-            "saved as a single model.safetensors first"
+            f"{path} has no model.safetensors: download that file of the model (a .bin file cannot be read)"
         )
-    config = _json(weights.parent / "config.json")
-    arrays = _rename(read_arrays(weights), weights)
-    if "model_type" in config:
-        source = _hugging_face(arrays, config, weights)
-    else:
-        source = _timm(arrays, config, heads)
-    stated = {**config.get("pretrained_cfg", {}), **config, **_json(weights.parent / "preprocessor_config.json")}
-    mean, std = stated.get("image_mean", stated.get("mean")), stated.get("image_std", stated.get("std"))
-    if mean is not None and std is not None:
-        source.preprocessing = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
-    return source
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+        raise CheckpointError(f"{index} has no weight_map from arrays to files: download it again")
+    arrays = {}
+    for part in sorted(set(places.values())):
+        if Path(part).name != part or "\\" in part:
+            raise CheckpointError(f"{index} names the file {part!r}: the parts of a model must lie beside it")
+        for name, array in read_arrays(path / part).items():
+            if places.get(name) != part:
+                raise CheckpointError(f"{path / part} holds {name}, which {index.name} finds in {places.get(name)}")
+            arrays[name] = array
+    if lacking := places.keys() - arrays.keys():
+        raise CheckpointError(f"{path / places[min(lacking)]} lacks {min(lacking)}: download that file again")
+    return arrays
 
 
-def _json(path):
+def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
+    if problem := file_problem(path):
+        raise CheckpointError(problem)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}): download it again") from error
     if not isinstance(values, dict):
@@ -138,107 +159,59 @@ def _json(path):
     return values
 
 
-def _rename(arrays, path):
-    renamed = {}
+def _rename(arrays: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
     for name, array in arrays.items():
         for pattern, ours in RULES:
             if match := pattern.fullmatch(name):
-                if ours:
-                    renamed[match.expand(ours)] = array
+                if ours and renamed.setdefault(match.expand(ours), array) is not array:
+                    raise ValueError(f"it holds {match.expand(ours)} under several names, one of them {name}")
                 break
         else:
-            raise CheckpointError(
-                f"{path} is not a plain ViT, DeiT or DINOv2: there is no place for {name} of shape {array.shape} here "
+            raise ValueError(
+                f"it is no plain ViT, DeiT or DINOv2: there is no place for {name} of shape {array.shape} here "
                 "(SwiGLU, fc_norm, attention pooling, QK norm and relative positions are not supported)"
             )
     return renamed
 
 
-def _hugging_face(arrays, config, path):
-    kind = config["model_type"]
-    if kind not in ("vit", "deit", "dinov2", "dinov2_with_registers"):
-        raise CheckpointError(f"{path} holds a {kind!r} model; supported are vit, deit, dinov2, dinov2_with_registers")
-    gelu = config.get("hidden_act", "gelu")
-    if gelu not in ACTIVATIONS:
-        raise CheckpointError(f"{path} uses the activation {gelu!r}; supported are {', '.join(ACTIVATIONS)}")
-    eps = config.get("layer_norm_eps", 1e-6 if kind.startswith("dinov2") else 1e-12)
-    pool = "cls"
-    if "head_dist.weight" in arrays:
-        pool = "cls+dist"
-    elif kind.startswith("dinov2") and "head.weight" in arrays:
-        pool = "cls+mean"
-    source = Source(arrays, int(config["num_attention_heads"]), float(eps), ACTIVATIONS[gelu], pool)
-    source.antialias = kind == "dinov2_with_registers"
-    source.grid = _grid(arrays, config.get("image_size"))
-    return source
-
-
-def _timm(arrays, config, heads):
-    arguments, published = config.get("model_args", {}), config.get("pretrained_cfg", {})
-    pool = "cls+dist" if "head_dist.weight" in arrays else "cls"
-    if config.get("global_pool", "token") == "avg" or "cls" not in arrays:
-        pool = "mean"
-    heads = heads or arguments.get("num_heads") or max(1, arrays["patch.weight"].shape[0] // 64)
-    sizes = (arguments.get("img_size"), published.get("input_size", (0, 0, 0))[1:])
-    source = Source(arrays, int(heads), 1e-6, pool=pool, antialias=True)
-    source.grid = _grid(arrays, *sizes)
-    return source
-
-
-def _grid(arrays, *image_sizes):
-    """(rows, columns) of the position grid: that of an image size in the config where it fits, else a square."""
-    patch, count = arrays["patch.weight"].shape[2:], arrays["pos"].shape[1]
-    prefixes = {_prefix(arrays), int("cls" in arrays), 0}
-    for size in filter(None, image_sizes):
-        rows, columns = (int(n) // p for n, p in zip(F.as_pair(size), patch, strict=True))
-        if rows > 0 and columns > 0 and count - rows * columns in prefixes:
-            return rows, columns
-    for prefix in sorted(prefixes, reverse=True):
-        side = math.isqrt(max(0, count - prefix))
-        if side and side * side == count - prefix:
-            return side, side
-    raise CheckpointError(f"{count} positions are no square grid: put the model's config.json beside the file")
-
-
-def _prefix(arrays):
-    """How many tokens come before the patches."""
-    registers = arrays["reg"].shape[1] if "reg" in arrays else 0
-    return ("cls" in arrays) + ("dist" in arrays) + registers
-
-
-def _shape(source):
-    """Arguments of VisionTransformer that follow from the arrays, checked; fills source.state with their new names."""
-    a = source.arrays
-    dim, channels, *patch = a["patch.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in a if name.startswith("blocks."))
-    hidden = a["blocks.0.mlp.fc1.weight"].shape[0]
-    if not 0 < source.heads <= dim or dim % source.heads or not 0 < source.eps < 1:
-        raise ValueError(f"{source.heads} heads for {dim} channels, eps {source.eps}")
-    if depth > len(a):
-        raise ValueError(f"block {depth - 1} is there, others are missing")
-    state = {"embed.patch.proj.weight": a["patch.weight"].transpose(0, 2, 3, 1).reshape(dim, -1)}
-    state |= {"embed.patch.proj.bias": a["patch.bias"], "norm.weight": a["norm.weight"], "norm.bias": a["norm.bias"]}
-    for i in range(depth):
-        state |= _block_state(a, f"blocks.{i}.")
-    source.state = state
+def _shape(source: Source) -> dict[str, Any]:
+    """Arguments of VisionTransformer, checked against the arrays."""
+    a, sizes = source.arrays, configs.sizes_of(source.arrays)
+    dim, hidden, heads = sizes["dim"], sizes["hidden"], source.heads
+    if type(heads) is not int or not 0 < heads <= dim or dim % heads or not 0 < source.eps < 1:
+        raise ValueError(f"{heads!r} heads for {dim} channels, eps {source.eps}")
+    before = configs.prefix_of(a) - sizes["class_token"]
+    others = sizes["classes"] + math.prod(sizes["patch"]) * sizes["channels"] + math.prod(source.grid) + before
+    configs.check_room(dim, hidden, sizes["depth"], others, a)
     ratio = hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
     return {
-        "patch_size": tuple(patch),
-        "in_channels": channels,
+        "patch_size": tuple(sizes["patch"]),
+        "in_channels": sizes["channels"],
         "dim": dim,
-        "depth": depth,
-        "heads": source.heads,
+        "depth": sizes["depth"],
+        "heads": heads,
         "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
-        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in a else None,
-        "class_token": "cls" in a,
-        "registers": _prefix(a) - ("cls" in a),
+        "layer_scale": 1.0 if sizes["layer_scale"] else None,
+        "class_token": sizes["class_token"],
+        "registers": before,
         "eps": source.eps,
         "gelu": source.gelu,
     }
 
 
-def _block_state(arrays, block):
-    """The arrays of one block; separate query, key and value are joined, and a missing qkv bias is 0."""
+def _block_states(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Patch embedding, blocks and last norm; query, key and value are joined, and a missing qkv bias is 0."""
+    patch = arrays["patch.weight"]
+    state = {"embed.patch.proj.weight": patch.transpose(0, 2, 3, 1).reshape(len(patch), -1)}
+    state["embed.patch.proj.bias"] = arrays["patch.bias"]
+    state |= {name: a for name, a in arrays.items() if name.startswith("norm.")}
+    for i in range(configs.sizes_of(arrays)["depth"]):
+        state |= _block_state(arrays, f"blocks.{i}.")
+    return state
+
+
+def _block_state(arrays: dict[str, Any], block: str) -> dict[str, Any]:
     state = {name: a for name, a in arrays.items() if name.startswith(block) and name[len(block)] not in "qkv"}
     if f"{block}q.weight" in arrays:
         state[f"{block}attn.qkv.weight"] = np.concatenate([arrays[f"{block}{part}.weight"] for part in "qkv"])
@@ -249,7 +222,7 @@ def _block_state(arrays, block):
     return state
 
 
-def _position_state(source, grid):
+def _position_state(source: Source, grid: tuple[int, int]) -> dict[str, Any]:
     """Positions and the tokens before the patches: all but the class token's own position is added into the tokens."""
     a, dim = source.arrays, source.arrays["patch.weight"].shape[0]
     pos = _float32(a["pos"])[0]
@@ -258,7 +231,7 @@ def _position_state(source, grid):
     if grid != source.grid:
         patches = resize_positions(patches, grid, source.antialias)
     has_class = "cls" in a
-    before = np.zeros((_prefix(a), dim), "float32")
+    before = np.zeros((configs.prefix_of(a), dim), "float32")
     before[:prefix] = pos[:prefix]
     state = {"embed.pos_embed": np.concatenate([before[:has_class], patches.reshape(-1, dim)])[None]}
     if has_class:
@@ -268,7 +241,7 @@ def _position_state(source, grid):
     return state
 
 
-def _head_state(arrays):
+def _head_state(arrays: dict[str, Any]) -> dict[str, Any]:
     """The head; the mean of DeiT's two heads is one head on both tokens."""
     weight, bias = _float32(arrays["head.weight"]), _float32(arrays["head.bias"])
     if "head_dist.weight" in arrays:
@@ -277,5 +250,5 @@ def _head_state(arrays):
     return {"head.weight": weight, "head.bias": bias}
 
 
-def _float32(array):
+def _float32(array: Any) -> Any:
     return array.astype("float32", copy=False)

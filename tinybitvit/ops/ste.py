@@ -14,14 +14,19 @@ during training from 0.1 (close to the identity) to 10 (close to the true step).
 constants in every backward.
 """
 
-from .. import backend
-from .base import Function
+from collections.abc import Callable, Sequence
 
+from .. import backend
+from ..backend import Array
+from .base import OPS, Function
+
+Steps = Sequence[tuple[float, float]]  # of a staircase: where each step lies, and how high it is
+PART = 2.0**-24  # a power of 2, by which multiplying is exact
 EPS = 1e-5  # smallest scale of BitNet b1.58's formulas; keeps an all-zero row from dividing by 0
 STE = ("identity", "clipped", "approx_sign", "ede")
 
 
-def slope(xp, v, ste, width, temperature):
+def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
     """a(v) of the table above, or None for the identity."""
     if ste == "identity":
         return None
@@ -32,6 +37,27 @@ def slope(xp, v, ste, width, temperature):
     if ste == "ede":
         return max(1 / temperature, 1.0) * temperature * (1 - xp.tanh(temperature * v) ** 2)
     raise ValueError(f"ste must be one of {', '.join(STE)}, not {ste!r}")
+
+
+def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
+    """a(v) of a staircase with several steps (place, height), or None for the identity.
+
+    Each step is a sign of half its height, and so are its stand-in and its slope: a(v) = sum h/2 a_sign(v - place).
+    identity and clipped act on v itself.
+    """
+    if ste not in ("approx_sign", "ede"):
+        return slope(xp, v, ste, width)
+    slopes = [height / 2 * slope(xp, v - place, ste, width, temperature) for place, height in steps]
+    return sum(slopes[1:], slopes[0])
+
+
+def nbit_slope(xp, v: Array, bits: int, scale: str, ste: str) -> Array | None:
+    """1 where v lies in the range of the codes, else 0; None for 1 everywhere."""
+    if ste not in ("identity", "clipped"):
+        raise ValueError(f"ste for {bits} bits must be 'identity' or 'clipped', not {ste!r}")
+    top = _top(bits)
+    # no weight lies beyond absmax, though rounding may put v there
+    return None if ste == "identity" or scale == "absmax" else (v >= -top - 1) & (v <= top)
 
 
 def _axis(granularity):
@@ -48,45 +74,64 @@ def _top(bits):
     return 2 ** (bits - 1) - 1
 
 
-def _magnitude(xp, w, axis, scale):
-    """The typical size of the elements of w: their mean or median absolute value."""
+def _finite(xp, total: Callable[[Array], Array], a: Array) -> Array:
+    """total(a), a sum or mean, also where huge numbers would overflow on the way: then of parts of them.
+
+    A GPU would have to wait for the question whether it overflowed: there it is parts always, with the same bits.
+    """
+    if backend.device_of(a) == "cpu":
+        found = total(a)
+        if xp.isfinite(found).all():
+            return found
+    return total(a * a.dtype.type(PART)) * a.dtype.type(1 / PART)
+
+
+def mean(xp, w: Array, granularity: str) -> Array:
+    """The mean of every row, or of all; an axis for each of w's."""
+    axis = _axis(granularity)
+    return _finite(xp, lambda a: a.mean(axis=axis, keepdims=True), w)
+
+
+def magnitude(xp, w: Array, granularity: str, scale: str) -> Array:
+    """The typical size of the elements of w, by row or of all: their mean or median absolute value."""
     if scale not in ("absmean", "absmedian"):
         raise ValueError(f"scale must be 'absmean' or 'absmedian' (or 'twn' for 1.58 bits), not {scale!r}")
     size = xp.abs(w)
     if scale == "absmean":
-        return xp.mean(size, axis=axis, keepdims=True)
-    rows = size if axis == -1 else size.reshape((1,) * (w.ndim - 1) + (-1,))
+        return mean(xp, size, granularity)
+    rows = size if _axis(granularity) == -1 else size.reshape((1,) * (w.ndim - 1) + (-1,))
     ordered = xp.sort(rows, axis=-1)  # eight times faster than NumPy's median
     n = ordered.shape[-1]
-    return (ordered[..., (n - 1) // 2, None] + ordered[..., n // 2, None]) / 2
+    return ordered[..., (n - 1) // 2, None] / 2 + ordered[..., n // 2, None] / 2
 
 
-def binary_codes(xp, w, granularity="row", scale="absmean", centre=True):
+def binary_codes(
+    xp, w: Array, granularity: str = "row", scale: str = "absmean", centre: bool = True
+) -> tuple[Array, Array, Array]:
     """Codes b = +1 where w >= mu else -1, their scale beta, and u = w - mu; sign(0) is +1, never a third value.
 
     mu = mean w. Per tensor beta = mean |w| (BitNet, Wang et al. 2023, arXiv 2310.11453, equations 1-3); per row
     beta = mean |w - mu|, the least-squares scale of sign(w - mu). Without `centre` mu = 0.
     """
-    axis = _axis(granularity)
-    u = w - w.mean(axis=axis, keepdims=True) if centre else w
-    beta = xp.maximum(_magnitude(xp, w if axis is None else u, axis, scale), EPS)
+    u = w - mean(xp, w, granularity) if centre else w
+    beta = xp.maximum(magnitude(xp, w if granularity == "tensor" else u, granularity, scale), EPS)
     codes = xp.copysign(w.dtype.type(1), u + 0)  # + 0 makes -0.0 a plain 0; much faster than where(u >= 0, 1, -1)
     return codes, beta, u
 
 
-def ternary_codes(xp, w, granularity="row", scale="absmean"):
+def ternary_codes(xp, w: Array, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
     """Codes t = clip(round(w / beta), -1, 1), round half to even, and beta = max(mean |w|, 1e-5).
 
     BitNet b1.58, Ma et al. 2024 (arXiv 2402.17764), equations 1-3; scale='absmedian' is that of Nielsen &
     Schneider-Kamp 2024 (arXiv 2407.09527) for small networks.
     """
-    beta = xp.maximum(_magnitude(xp, w, _axis(granularity), scale), EPS)
+    beta = xp.maximum(magnitude(xp, w, granularity, scale), EPS)
     codes = w / beta
     xp.rint(codes, out=codes)
     return xp.clip(codes, -1, 1), beta
 
 
-def twn_codes(xp, w, granularity="row"):
+def twn_codes(xp, w: Array, granularity: str = "row") -> tuple[Array, Array, Array]:
     """Codes t = sign(w) where |w| > d, else 0, with d = 0.7 mean |w|; beta = the mean of those |w|; and 2 d.
 
     Ternary Weight Networks, Li, Zhang and Liu 2016 (arXiv 1605.04711), equations 5 and 6: nearly the codes and, for
@@ -94,16 +139,16 @@ def twn_codes(xp, w, granularity="row"):
     those of `ternary_codes` do in units of beta.
     """
     axis = _axis(granularity)
-    unit = xp.maximum(_magnitude(xp, w, axis, "absmean") * 1.4, EPS)
+    unit = xp.maximum(magnitude(xp, w, granularity, "absmean") * 1.4, EPS)
     codes = w / unit
     xp.rint(codes, out=codes)
     xp.clip(codes, -1, 1, out=codes)
     count = (codes * codes).sum(axis=axis, keepdims=True)
-    beta = (w * codes).sum(axis=axis, keepdims=True) / xp.maximum(count, 1)
+    beta = _finite(xp, lambda a: a.sum(axis=axis, keepdims=True) / xp.maximum(count, 1), w * codes)
     return codes, xp.maximum(beta, EPS), unit
 
 
-def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
+def nbit_codes(xp, w: Array, bits: int, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
     """Codes clip(round(w / s), -2^(bits-1), 2^(bits-1) - 1) and the step s.
 
     scale='absmax': s = max |w| / top, top = 2^(bits-1) - 1. 'absmean' and 'absmedian': s = 2 m / sqrt(top) with m the
@@ -114,14 +159,14 @@ def nbit_codes(xp, w, bits, granularity="row", scale="absmean"):
     if scale == "absmax":
         step = xp.abs(w).max(axis=axis, keepdims=True) / top
     else:
-        step = _magnitude(xp, w, axis, scale) * (2 / top**0.5)
+        step = magnitude(xp, w, granularity, scale) * (2 / top**0.5)
     step = xp.maximum(step, EPS)
     codes = w / step
     xp.rint(codes, out=codes)
     return xp.clip(codes, -top - 1, top), step
 
 
-def absmax_codes(xp, x, bits, out=None):
+def absmax_codes(xp, x: Array, bits: int, out: Array | None = None) -> tuple[Array, Array]:
     """Codes round(x s), s = top / max(max |x|, 1e-5) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
@@ -136,7 +181,16 @@ def absmax_codes(xp, x, bits, out=None):
     return xp.rint(codes, out=codes), size / top
 
 
-class Binary(Function):
+class StraightThrough(Function):
+    """A quantiser: its forward saves the slope a of what stands in for it, None for 1 everywhere; dL/dw = g a."""
+
+    @staticmethod
+    def backward(ctx, g):
+        (a,) = ctx.saved
+        return (g if a is None else g * a,)
+
+
+class Binary(StraightThrough, name="binary"):
     """y = beta b, b = sign(w - mu), sign(0) = +1 (see `binary_codes`)
 
     b is a step of v = (w - mu) / beta; its stand-in has the slope a(v), so dL/dw = g beta a(v) / beta = g a(v).
@@ -149,13 +203,8 @@ class Binary(Function):
         codes *= beta
         return codes
 
-    @staticmethod
-    def backward(ctx, g):
-        (a,) = ctx.saved
-        return (g if a is None else g * a,)
 
-
-class Ternary(Function):
+class Ternary(StraightThrough, name="ternary"):
     """y = beta t, t = clip(round(w / beta), -1, 1) (see `ternary_codes`)
 
     With v = w / beta, t = (sign(v - 1/2) + sign(v + 1/2)) / 2: two steps of half height. approx_sign and ede replace
@@ -171,21 +220,12 @@ class Ternary(Function):
         else:
             codes, beta = ternary_codes(xp, w, granularity, scale)
             unit = beta
-        v = w / unit
-        if ste in ("approx_sign", "ede"):
-            ctx.save(0.5 * (slope(xp, v - 0.5, ste, width, temperature) + slope(xp, v + 0.5, ste, width, temperature)))
-        else:
-            ctx.save(slope(xp, v, ste, width, temperature))
+        ctx.save(staircase_slope(xp, w / unit, ((-0.5, 1), (0.5, 1)), ste, width, temperature))
         codes *= beta
         return codes
 
-    @staticmethod
-    def backward(ctx, g):
-        (a,) = ctx.saved
-        return (g if a is None else g * a,)
 
-
-class NBit(Function):
+class NBit(StraightThrough, name="nbit"):
     """y = s c, c = clip(round(w / s), low, top) (see `nbit_codes`)
 
     identity: dL/dw = g. clipped: dL/dw = g where low <= w / s <= top, else 0: where the clip acts, y does not move.
@@ -194,22 +234,12 @@ class NBit(Function):
     @staticmethod
     def forward(ctx, w, *, bits, granularity="row", scale="absmean", ste="identity"):
         codes, step = nbit_codes(ctx.xp, w, bits, granularity, scale)
-        if ste not in ("identity", "clipped"):
-            raise ValueError(f"ste for {bits} bits must be 'identity' or 'clipped', not {ste!r}")
-        top = _top(bits)
-        v = w / step
-        # no weight lies beyond absmax, though rounding may put v there
-        ctx.save(None if ste == "identity" or scale == "absmax" else (v >= -top - 1) & (v <= top))
+        ctx.save(nbit_slope(ctx.xp, w / step, bits, scale, ste))
         codes *= step
         return codes
 
-    @staticmethod
-    def backward(ctx, g):
-        (inside,) = ctx.saved
-        return (g if inside is None else g * inside,)
 
-
-class Absmax(Function):
+class Absmax(Function, name="absmax"):
     """y = round(x s) / s for activations, s = top / max |x| per token, top = 2^(bits-1) - 1 (see `absmax_codes`)
 
     Straight through: dL/dx = g.
@@ -229,4 +259,4 @@ class Absmax(Function):
         return (g,)
 
 
-QUANTISERS = {"binary": Binary, "ternary": Ternary, "nbit": NBit, "absmax": Absmax}
+QUANTISERS = {name: OPS[name] for name in ("binary", "ternary", "nbit", "absmax")}

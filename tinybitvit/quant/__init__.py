@@ -3,9 +3,18 @@
 from ..functional import absmax, binary, nbit, ternary
 from ..ops import ste as ste
 from .describe import LayerInfo, describe
-from .linear import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
-from .pack import LAYOUTS, binary_dot, choose_layout, pack, packed_nbytes, packed_shape, sign_bits, unpack, validate
+from .linear import BitLinear, make_linear
+from .pack import LAYOUTS, binary_dot, pack, packed_nbytes, packed_shape, sign_bits, unpack, validate
 from .packed import PackedLinear
+from .quantizer import (
+    ACTIVATION_BITS,
+    WEIGHT_BITS,
+    Quantizer,
+    check_bits,
+    choose_layout,
+    find_quantizer,
+    weight_codes,
+)
 
 __all__ = [
     "ACTIVATION_BITS",
@@ -14,12 +23,14 @@ __all__ = [
     "BitLinear",
     "LayerInfo",
     "PackedLinear",
+    "Quantizer",
     "absmax",
     "binary",
     "binary_dot",
     "check_bits",
     "choose_layout",
     "describe",
+    "find_quantizer",
     "make_linear",
     "nbit",
     "pack",

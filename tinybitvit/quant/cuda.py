@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from .. import backend
+from ..backend import Array
 from ..ops.norm import inverse_root, mean_product
 from .integer import input_codes
-from .pack import Array, packed_shape
+from .pack import packed_shape
 
 # Up to so many tokens each warp computes one output of one token; above, tiles share what they read. An estimate: at 8
 # of the 32 tokens of a tile, three quarters of its products are wasted.

@@ -9,9 +9,9 @@ import math
 import threading
 from itertools import pairwise
 
+from ..backend import Array
 from ..ops.norm import inverse_root, mean_product
 from ..ops.ste import absmax_codes, binary_codes
-from .pack import Array
 
 # Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
 ROWS, BLOCK = 4096, 2**18

@@ -25,11 +25,8 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from ..backend import array_module
-
-Array = Any  # numpy.ndarray or cupy.ndarray
+from ..backend import Array, array_module
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: a quick key for the tables
@@ -79,8 +76,6 @@ LAYOUTS: dict[str, Layout] = {
     )
 }
 
-_LAYOUT_OF_BITS = {1: "1bit", 1.58: "2bit", 2: "int2", 3: "int4", 4: "int4", 8: "int8"}
-
 # Elements of one tile in binary_dot: its uint64 words (256 KiB) stay in a core's second-level cache.
 _TILE = 2**15
 
@@ -90,15 +85,6 @@ def get_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, not {name!r}")
     return LAYOUTS[name]
-
-
-def choose_layout(bits: float, purpose: str = "compute") -> str:
-    """The name of the layout for weights of `bits` bits, to "compute" from or for the "disk"."""
-    if purpose not in ("compute", "disk"):
-        raise ValueError(f"purpose must be 'compute' or 'disk', not {purpose!r}")
-    if bits not in _LAYOUT_OF_BITS:
-        raise ValueError(f"only weights of {', '.join(map(str, _LAYOUT_OF_BITS))} bits can be packed, not {bits!r}")
-    return "base3" if bits == 1.58 and purpose == "disk" else _LAYOUT_OF_BITS[bits]
 
 
 def packed_shape(shape: Sequence[int], layout: str) -> tuple[int, ...]:

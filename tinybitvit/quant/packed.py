@@ -3,14 +3,16 @@
 import copy
 
 from .. import backend
+from ..backend import Array
 from ..nn import Module, Parameter, RMSNorm
 from ..nn.layers import zeros
 from ..ops.base import Function
 from ..tensor import Tensor, apply
 from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
-from .linear import BitLinear, check_bits
-from .pack import LAYOUTS, Array, binary_dot, choose_layout, get_layout, pack, packed_shape, sign_bits, unpack
+from .linear import BitLinear
+from .pack import LAYOUTS, binary_dot, get_layout, pack, packed_shape, sign_bits, unpack
+from .quantizer import Quantizer, check_bits, find_quantizer
 
 # Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
 # tiles would need less memory, but a matrix product of few rows is slower.
@@ -61,10 +63,10 @@ class PackedLinear(Module):
         layout: str | None = None,
     ):
         super().__init__()
-        check_bits(bits, activation_bits)
+        self.bits, self.activation_bits = check_bits(bits, activation_bits)
         self.in_features, self.out_features = in_features, out_features
-        self.bits, self.activation_bits, self.granularity = bits, activation_bits, granularity
-        self.layout = check_layout(layout or choose_layout(bits), bits)
+        self.quantizer = find_quantizer(self.bits, granularity)
+        self.layout = check_layout(layout or self.quantizer.layout(), self.quantizer)
         shape = packed_shape((out_features, in_features), self.layout)
         self.register_buffer("packed", backend.host.zeros(shape, "uint8"))
         self.register_buffer("scale", zeros(out_features if granularity == "row" else 1))
@@ -74,10 +76,17 @@ class PackedLinear(Module):
     @classmethod
     def from_bitlinear(cls, layer: BitLinear, layout: str | None = None) -> "PackedLinear":
         """The trained layer without its latent weight."""
-        has = {"bias": layer.bias is not None, "norm": layer.norm is not None}
-        sizes = layer.in_features, layer.out_features
-        new = cls(*sizes, layer.bits, layer.activation_bits, **has, granularity=layer.granularity, layout=layout)
         codes, scale = layer.codes()
+        new = cls(
+            layer.in_features,
+            layer.out_features,
+            layer.quantizer.packed_bits,
+            layer.activation_bits,
+            bias=layer.bias is not None,
+            granularity="row" if len(scale) == layer.out_features else "tensor",
+            norm=layer.norm is not None,
+            layout=layout,
+        )
         new.packed, new.scale = pack(codes, new.layout), scale.reshape(-1)
         new.bias, new.norm = copy.deepcopy(layer.bias), copy.deepcopy(layer.norm)
         new.zero_grad()
@@ -140,12 +149,12 @@ class PackedLinear(Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {kind}"
 
 
-def check_layout(layout: str, bits: float) -> str:
-    """The name of a layout that a `PackedLinear` of `bits` bits can compute from, or ValueError."""
+def check_layout(layout: str, quantizer: Quantizer) -> str:
+    """The name of a layout that a `PackedLinear` can compute the codes of a quantiser from, or ValueError."""
     if get_layout(layout).along != "K":
-        raise ValueError(f"layout {layout!r} is for files; compute from {choose_layout(bits)!r}")
-    half = 2 ** (int(bits) - 1) if bits > 1.58 else 1
-    needed = {-1, 1} if bits == 1 else {-1, 0, 1} if bits == 1.58 else {*range(-half, half)}
-    if not needed <= {*LAYOUTS[layout].codes}:
-        raise ValueError(f"layout {layout!r} cannot hold weights of {bits:g} bits; use {choose_layout(bits)!r}")
+        raise ValueError(f"layout {layout!r} is for files; compute from {quantizer.layout()!r}")
+    if not {*quantizer.levels} <= {*LAYOUTS[layout].codes}:
+        raise ValueError(
+            f"layout {layout!r} cannot hold weights of {quantizer.bits:g} bits; use {quantizer.layout()!r}"
+        )
     return layout

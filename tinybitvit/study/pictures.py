@@ -12,7 +12,7 @@ import tinybitvit as tb
 from .. import viz, web
 from ..data import Dataset
 from ..files import printable, write_file
-from ..train.convert.recipes import ABLATION
+from ..train import smoothing_floor
 from ..train.meter import say
 from . import report
 from .run import Run, Study
@@ -79,21 +79,13 @@ def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"])
 def learnt_from_teacher(results: report.Results) -> bool:
     """Whether there are low-bit models whose loss is not the cross-entropy with the labels alone."""
     options = results["options"]
-    alone = [repr(name) for name, recipe in ABLATION.items() if all(s.learns == "labels" for s in recipe.stages)]
-    taught = "distill_from" in options or options.get("recipe") not in (None, *alone)
+    taught = "distill_from" in options or options.get("recipe") not in (None, repr("paper"))
     return report.is_ablation(results) or (taught and any(model["bits"] != 32 for model in results["models"]))
 
 
 def result_figures(results: report.Results) -> Iterator[tuple]:
     """(file name, heading, caption, matplotlib Figure) of each picture that results.json alone gives."""
-    groups = {
-        report.entry_name(entry, results): [
-            m for m in results["models"] if all(m[key] == entry[key] for key in report.GROUP)
-        ]
-        for entry in results["summary"]
-    }
-    over_seeds = ", mean over the seeds" if len(results["seeds"]) > 1 else ""
-    taught = learnt_from_teacher(results)
+    groups = {report.entry_name(entry, results): report.members(entry, results) for entry in results["summary"]}
     if report.is_sweep(results):
         yield (
             "pareto.png",
@@ -110,26 +102,35 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
             viz.plot_ablation(report.points(results)),
         )
     if len(groups) <= MOST:
-        yield (
-            "loss.png",
-            "Training",
-            f"Loss and accuracy on the training images as they were seen, augmented, in each epoch{over_seeds}."
-            + (" Models with a teacher learn what it does, in stages: their losses are other quantities." * taught),
-            viz.plot_history(
-                {name: mean_history(models) for name, models in groups.items()},
-                "loss of the stage" if taught else "cross-entropy (nats)",
-            ),
-        )
-    if len(groups) <= MOST:
+        yield training_figure(results, groups)
         yield (
             "confusion.png",
             "Confusion matrices",
-            f"Test images{' of all seeds' if over_seeds else ''}: true classes down, predicted ones across.",
+            f"Test images{' of all seeds' * (len(results['seeds']) > 1)}: true classes down, predicted ones across.",
             viz.plot_confusion_matrices(
                 {name: np.sum([m["confusion_matrix"] for m in models], axis=0) for name, models in groups.items()},
                 list(map(printable, results["classes"])),
             ),
         )
+
+
+def training_figure(results: report.Results, groups: dict[str, list]) -> tuple:
+    """The curves of the training, as `result_figures` yields it. groups: the models of each entry's name."""
+    curves = {name: mean_history(models) for name, models in groups.items()}
+    caption = "Loss and accuracy on the training images as they were seen, augmented, in each epoch"
+    caption += ", mean over the seeds" * (len(results["seeds"]) > 1)
+    if any(value is not None for curve in curves.values() for value in curve["val_loss"]):
+        caption += "; dashed: on the validation images"
+    caption += "."
+    if learnt_from_teacher(results):
+        caption += " Models with a teacher learn what it does, in stages: their losses are other quantities."
+        return "loss.png", "Training", caption, viz.plot_history(curves, "loss of the stage")
+    figure = viz.plot_history(curves, "cross-entropy (nats)")
+    if smoothing := results["settings"].get("label_smoothing"):
+        floor = smoothing_floor(smoothing, len(results["classes"]))
+        figure.axes[0].axhline(floor, color="0.5", linestyle=":")
+        caption += f" Label smoothing of {smoothing:g} puts a floor of {floor:.3f} nats under the loss (dotted)."
+    return "loss.png", "Training", caption, figure
 
 
 def table_figure(results: report.Results) -> Any:

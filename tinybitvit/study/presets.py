@@ -1,12 +1,16 @@
 """What a study is made on: the data sets, cut down and stretched as asked for, and the options that suit them."""
 
+import math
 from functools import lru_cache
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
+import tinybitvit as tb
+
 from ..data import DOWNLOADED, DataError, Dataset, load
+from ..train.meter import say
 
 # What differs from the defaults of tb.ViT, which are for the digits and serve any folder of small pictures.
 LARGE = {"depth": 6, "patch_size": 4, "batch_size": 128, "epochs": 10, "lr": 1e-3}
@@ -16,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
     "cifar100": {**LARGE, "dim": 192, "heads": 3, "mlp_ratio": 4},
 }
+UPDATES = 500  # at least, unless the epochs are given: with fewer, small data sets show how slow a width learns
 SHAPE = ("dim", "depth", "heads", "mlp_ratio", "patch_size")  # what a model to start from brings along
 
 
@@ -23,6 +28,25 @@ def preset(dataset: str | PathLike, init_from: Any = None) -> dict[str, Any]:
     """Options of tb.ViT for a data set; without those that the model to start from decides."""
     options = PRESETS.get(str(dataset), {})
     return {name: value for name, value in options.items() if init_from is None or name not in SHAPE}
+
+
+def chosen(dataset: str | PathLike, images: int, given: dict[str, Any], start: Any = None) -> dict[str, Any]:
+    """Options of tb.ViT: those given, unless None, before those of the data set, for so many training images.
+
+    Unless epochs are given, they are the usual ones or as many as make UPDATES updates. start: see `preset`.
+    """
+    options = {**preset(dataset, start), **{name: value for name, value in given.items() if value is not None}}
+    usual = {name: options.get(name, default_of(name)) for name in ("epochs", "batch_size")}
+    needed = math.ceil(UPDATES / math.ceil(images / usual["batch_size"]))
+    if given.get("epochs") is None and needed > usual["epochs"]:
+        say(f"{needed} epochs, so that there are {UPDATES} updates; give epochs to choose others")
+        options["epochs"] = needed
+    return options
+
+
+def default_of(name: str) -> Any:
+    """The default of a parameter of tb.ViT."""
+    return tb.ViT().get_params()[name]
 
 
 def load_data(

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..train import undertrained
+
 Results = dict[str, Any]  # the content of results.json; see `tinybitvit.study`
 
 GROUP = ("bits", "recipe", "dim", "depth")  # models that are alike in these differ in their seeds alone
@@ -116,7 +118,21 @@ def notes(results: Results) -> list[str]:
         texts += [INGREDIENTS, "The epochs of the 32-bit model come before those of the low-bit models."]
     if any(entry["interrupted"] for entry in results["summary"]):
         texts.append("* stopped by Ctrl-C before its last epoch.")
+    late = [f"{entry_name(e, results)} ({why})" for e in results["summary"] if (why := too_short(e, results))]
+    if late:
+        texts.append(f"Undertrained: {'; '.join(late)}. Their gaps are no finding: train for more epochs.")
     return texts
+
+
+def members(entry: Results, results: Results) -> list[Results]:
+    """The models that an entry of the summary sums up, one a seed."""
+    return [model for model in results["models"] if all(model[key] == entry[key] for key in GROUP)]
+
+
+def too_short(entry: Results, results: Results) -> str | None:
+    """Why the training of such models ended too early, or None; one that Ctrl-C cut short has a note of its own."""
+    found = [undertrained(model["history"]) for model in members(entry, results) if not model["interrupted"]]
+    return next(filter(None, found), None)
 
 
 def by_bytes(results: Results) -> list[Results]:

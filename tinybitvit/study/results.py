@@ -15,8 +15,9 @@ import numpy as np
 import tinybitvit as tb
 
 from ..data import Dataset
+from ..files import file_problem
 from ..train import cores, delete_checkpoints
-from ..train.checkpoint import describe
+from ..train.resume import option_text
 from .report import GROUP, Results
 from .run import Run, Study, source_name
 
@@ -44,6 +45,8 @@ def read_results(path: str | os.PathLike) -> Results:
     """The content of a results.json, or of the one in a folder. Raises ValueError for any other file."""
     path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
+        if problem := file_problem(path):
+            raise ValueError(problem)
         results = json.loads(path.read_text(encoding="utf-8"))
         if not {"models", "summary", "options", "classes"} <= set(results):
             raise ValueError("it lacks the runs of a study")
@@ -95,7 +98,7 @@ def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str |
         "classes": list(data.classes),
         "seeds": sorted({run.seed for run in runs}),
         "command": command,
-        "options": {name: describe(value) for name, value in options.items() if value is not None},
+        "options": {name: option_text(value) for name, value in options.items() if value is not None},
         "settings": {},
         "environment": {"tinybitvit": tb.__version__, "Python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scikit-learn")},

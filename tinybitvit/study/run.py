@@ -20,6 +20,7 @@ from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
+from ..train.convert.recipes import ABLATION
 from ..train.meter import say
 from . import report
 from .presets import load_data_once
@@ -79,11 +80,11 @@ def train_model(
 
     checkpoint, resume: see `tb.ViT.fit`; the seconds include those before the run was cut short.
     """
-    names = np.array(data.classes)
+    labels = data.named().y_train
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that overflow: the Trainer says it in one sentence
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few images of many classes
-        model = tb.ViT(**options).fit(data.X_train, names[data.y_train], checkpoint=checkpoint, resume=resume)
+        model = tb.ViT(**options).fit(data.X_train, labels, checkpoint=checkpoint, resume=resume)
     if model.interrupted_ and not model.n_iter_:
         raise KeyboardInterrupt  # before the end of the first epoch: there is nothing to report on
     return model, sum(model.history_["seconds"])
@@ -98,7 +99,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
     data = load_data_once(**study.data, seed=run.seed)
     options = {**study.options, **run.shape, "bits": run.bits, "random_state": run.seed}
     if run.recipe is not None:
-        options["recipe"] = run.recipe
+        options["recipe"] = ABLATION[run.recipe]
     if shared:
         serve_parent()
         options |= {"workers": 1, "verbose": options.get("verbose", 1) and run.title}
@@ -113,12 +114,15 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
         if study.trains(run):
             model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
         else:
+            assert study.teacher is not None
             model = tb.load(study.teacher, options.get("device", "cpu"))
             seconds = sum(model.history_["seconds"])
         guess = model.predict(data.X_test)
     save(model, study.model_file(run))
     found = measure(model, data, guess)
     common = settings(model)
+    if run.recipe is not None:
+        common["recipe"] = run.recipe
     if "init_from" in study.options:
         common["init_from"] = source_name(study.options["init_from"])
     return {"name": run.name, "seed": run.seed, "recipe": run.recipe, **found, "seconds": seconds, "settings": common}
@@ -206,8 +210,8 @@ def shortened(value: Any) -> Any:
 
 def settings(model: "tb.ViT") -> dict[str, Any]:
     """How a model was made, as JSON takes it."""
-    names = ("recipe", "epochs", "batch_size", "lr", "activation_bits", "augment")
-    given = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    names = ("epochs", "batch_size", "lr", "label_smoothing", "activation_bits", "augment")
+    given = {"recipe": model.recipe, **{name: getattr(model, name) for name in names}}
     shape = {name: model.model_.config[name] for name in ("dim", "depth", "heads", "mlp_ratio")}
     return {**given, **shape, "patch_size": list(model.model_.embed.patch.patch_size)}
 

@@ -19,7 +19,7 @@ from ..train.convert.recipes import ABLATION
 from ..train.meter import clock, say
 from . import report
 from .pictures import write_report
-from .presets import PRESETS, SHAPE, load_data_once, preset
+from .presets import PRESETS, SHAPE, chosen, default_of, load_data_once, preset
 from .results import add_run, begin, close, open_folder
 from .run import Run, Study, start_model, train_run
 
@@ -78,11 +78,6 @@ def run_sweep(
         shapes.append({"dim": dim, "depth": depth, "heads": heads})
     options = {name: value for name, value in options.items() if name not in ("dim", "depth", "heads")}
     return run_all(dataset, bits, shapes, [], **options)
-
-
-def default_of(name: str) -> Any:
-    """The default of a parameter of tb.ViT."""
-    return tb.ViT().get_params()[name]
 
 
 def run_ablation(
@@ -168,8 +163,7 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         dataset = Path(dataset).absolute()  # a process on another machine may work in another folder
     images = {"dataset": dataset, **sizes}
     data = load_data_once(**images, seed=seeds[0])
-    start = options.get("init_from") or teacher
-    options = {**preset(dataset, start), **{k: v for k, v in options.items() if v is not None}}
+    options = chosen(dataset, len(data.y_train), options, options.get("init_from") or teacher)
     if "init_from" in options:
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
@@ -207,7 +201,7 @@ def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, rec
 def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
     """All runs in order, the full-precision model before those that learn or start from it.
 
-    recipes: for the low-bit models, one for each; without any they all have that of the options.
+    recipes: names in ABLATION, for a low-bit model each; without any they all have the recipe of the options.
     """
 
     def twin(recipe):
@@ -215,7 +209,7 @@ def plan(bits, shapes, recipes, seeds, options) -> list[Run]:
             return None if "distill_from" in options else "distill_from"
         return "init_from" if recipes else None
 
-    ways = [(twin(recipe), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
+    ways = [(twin(ABLATION[recipe]), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
     if any(argument for argument, _ in ways):
         bits = [32, *(b for b in bits if b != 32)]
     cells = product(shapes, seeds, bits)

@@ -1,30 +1,210 @@
-"""The training loop: epochs, validation, history, progress."""
+"""The training loop: epochs, validation, history, early stopping."""
 
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from .. import backend
+from ..backend import check_number
+from ..data import Loader
+from ..nn import Module
 from ..ops.norm import log_softmax_array, softmax_array
 from ..quant import watch
-from .checkpoint import CODES, Progress
 from .meter import Meter, say
+from .resume import Checkpoints
+from .step import Trainer
 
+CODES = ("flip_rate", "zero_share", "distance")  # of low-bit layers at the end of an epoch
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", *CODES)
+POSITION = ("done", "sums", "lr", "seconds", "codes", "rng", "loader_rng")  # where a run stands within its epoch
+MODEL, BEST, OPTIMIZER = "model.", "best.", "optimizer."  # what the names of arrays in a checkpoint begin with
+
+History = dict[str, list]
 
 
-def check_options(options):
-    """ValueError for attributes of a tb.ViT that no training can have."""
-    for name, least in (("epochs", 0), ("batch_size", 1)):
-        if not isinstance(value := getattr(options, name), (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
-    for name in ("warmup", "label_smoothing"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(options, name)!r}")
+def empty_history() -> History:
+    """Lists for the rows to come, one entry an epoch."""
+    return {key: [] for key in HISTORY}
 
 
-def soft_targets(teacher, share=1.0):
+@dataclass
+class Run:
+    """One training: what takes part in it, and where it stands between two updates.
+
+    done, sums: batches of the present epoch that are trained on, and what they add up to. The loader takes one draw
+    from its generator for each epoch: with that generator put back it deals the same batches again.
+    """
+
+    trainer: Trainer
+    loader: Loader
+    schedule: Any = None  # a WarmupCosine or Stages: its `step` follows every update
+    targets: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # targets(x, y) to learn in place of y
+    validation: tuple[np.ndarray, np.ndarray] | None = None  # (x, y), normalised, to measure after every epoch
+    history: History = field(default_factory=empty_history)  # that of an earlier run is continued
+    patience: int | None = None  # epochs without a better val_accuracy until it stops; it goes back to the best weights
+    checkpoints: Checkpoints | None = None  # from the newest of which it goes on, and which saves the next ones
+    verbose: int | str = 0  # see `Meter`
+    floor: float = 0.0  # the least value that the loss can take, for the log
+
+    def __post_init__(self):
+        if self.patience is not None:
+            check_number("patience", self.patience, 0, whole=True)
+        self.early = None if self.patience is None else EarlyStopping(self.trainer.model, self.patience)
+        self.start_epoch()
+
+    def train(self, epochs: int) -> tuple[History, bool]:
+        """Train for a number of epochs; returns the history, one entry an epoch, and whether Ctrl-C ended it.
+
+        Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
+        """
+        last = len(self.history["loss"]) + epochs
+        self.meter = Meter(self.verbose, last, self.trainer.device, self.floor) if self.verbose else None
+        if self.checkpoints is not None:
+            self.checkpoints.restore(self)
+        interrupted = False
+        try:
+            while len(self.history["loss"]) < last and not (self.early and self.early.over):
+                row = self.epoch()
+                with no_interrupt():
+                    self._note(row)
+                if self.checkpoints is not None:
+                    self.checkpoints.save_if_due(self, epoch_ended=True)
+        except KeyboardInterrupt:
+            interrupted = True
+            self._stopped(len(self.history["loss"]) - last + epochs + 1)
+        if self.early is not None:
+            if self.verbose and self.early.over:
+                say(f"no better val_accuracy for {self.patience} epochs: back to the best epoch")
+            self.early.restore()
+        return self.history, interrupted
+
+    def epoch(self) -> dict[str, Any]:
+        """One pass over the loader, or the rest of it, and the validation after it: a row of the history.
+
+        loss and accuracy are means over the images as augmented; see `code_diagnostics` for those of CODES.
+        """
+        for x, y, *weight in self.batches():
+            with no_interrupt():
+                last = self.done == len(self.loader) - 1
+                before = watch.snapshot(self.trainer.model) if last else []
+                loss = self.trainer.step(x, y if self.targets is None else self.targets(x, y), *weight)
+                if self.schedule is not None:
+                    self.schedule.step()
+                if last:
+                    self.codes = code_diagnostics(self.trainer.model, before)
+                self.count(**batch_sums(self.trainer, loss, y, *weight), images=len(x))
+            if self.checkpoints is not None:
+                self.checkpoints.save_if_due(self)
+            if self.meter is not None:
+                self.meter.update(self)
+        sums, weights = self.sums, max(self.sums["weights"], 1e-12)
+        if sums["skipped"]:
+            say(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite")
+        val: dict[str, Any] = {"loss": None, "accuracy": None}
+        if self.validation is not None:
+            val = evaluate(self.trainer, *self.validation)
+        row = {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights}
+        row |= {"val_loss": val["loss"], "val_accuracy": val["accuracy"]}
+        return {**row, "lr": self.lr, "seconds": self.elapsed(), **self.codes}
+
+    # --- where it stands ----------------------------------------------------------------------------------------------
+
+    def start_epoch(self) -> None:
+        """Stand before the first update of an epoch."""
+        self.done, self.seconds, self.since = 0, 0.0, time.perf_counter()
+        self.sums = {"loss": 0.0, "hits": 0.0, "weights": 0.0, "images": 0, "skipped": 0}
+        self.codes = dict.fromkeys(CODES)
+        self.lr = self.trainer.optimizer.param_groups[0]["lr"]
+        self.rng, self.loader_rng = rng_state(self.trainer), rng_state(self.loader)
+
+    def batches(self) -> Iterable[tuple[np.ndarray, ...]]:
+        """Those of this epoch that are still to come."""
+        if not self.done:
+            return iter(self.loader)
+        self.loader.rng.bit_generator.state = self.loader_rng
+        batches = iter(self.loader)
+        self.trainer.rng.bit_generator.state = self.rng  # after the loader's draw: often it is the same generator
+        return islice(batches, self.done, None)
+
+    def count(self, **sums: float) -> None:
+        """One more update is made."""
+        for name, value in sums.items():
+            self.sums[name] += value
+        self.done, self.rng = self.done + 1, rng_state(self.trainer)
+
+    def elapsed(self) -> float:
+        """Seconds spent in this epoch."""
+        return self.seconds + time.perf_counter() - self.since
+
+    def _note(self, row):
+        """The end of an epoch: its row goes to the history, and the next one begins."""
+        for key in HISTORY:
+            self.history[key].append(row[key])
+        if self.early is not None:
+            self.early.note(row["val_accuracy"])
+        images = self.sums["images"]
+        self.start_epoch()
+        if self.meter is not None:
+            self.meter.epoch(self.history, images)
+
+    def _stopped(self, epoch):
+        """Ctrl-C: save and tell."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(self)
+        if self.verbose:
+            more = f"; resume goes on from {self.checkpoints.folder}" if self.checkpoints is not None else ""
+            say(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}")
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays, metadata) from which `restore` brings everything back."""
+        optimizer = self.trainer.optimizer.state_dict()
+        groups = {MODEL: self.trainer.model.state_dict(), OPTIMIZER: optimizer.pop("arrays")}
+        self.seconds, self.since = self.elapsed(), time.perf_counter()
+        info = {name: getattr(self, name) for name in ("history", *POSITION)}
+        info |= {"optimizer": optimizer, "schedule": None if self.schedule is None else self.schedule.last}
+        if self.early is not None:
+            groups[BEST] = self.early.state or {}
+            info |= {"best": self.early.best, "epochs_since": self.early.since}
+        arrays = {prefix + name: backend.to_numpy(a) for prefix, group in groups.items() for name, a in group.items()}
+        return arrays, info
+
+    def restore(self, arrays: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """Go back to where `state` was asked."""
+        groups: dict[str, dict[str, np.ndarray]] = {prefix: {} for prefix in (MODEL, BEST, OPTIMIZER)}
+        for name, array in arrays.items():
+            prefix, _, rest = name.partition(".")
+            groups[f"{prefix}."][rest] = array
+        self.trainer.model.load_state_dict(groups[MODEL])
+        self.trainer.optimizer.load_state_dict({**info["optimizer"], "arrays": groups[OPTIMIZER]})
+        if self.schedule is not None:
+            self.schedule.resume(info["schedule"])
+        if self.early is not None:
+            self.early.best, self.early.since = info["best"], info["epochs_since"]
+            self.early.state = groups[BEST] or None
+        for key, values in self.history.items():
+            values[:] = info["history"][key]
+        for name in POSITION:
+            setattr(self, name, info[name])
+        self.since = time.perf_counter()
+        self.trainer.rng.bit_generator.state, self.loader.rng.bit_generator.state = self.rng, self.loader_rng
+
+
+def rng_state(owner: Any) -> Any:
+    """The state of the generator of a Trainer or Loader; a list of batches has none."""
+    rng = getattr(owner, "rng", None)
+    return None if rng is None else rng.bit_generator.state
+
+
+def soft_targets(teacher: Trainer, share: float = 1.0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """For distillation: targets(x, y) that mixes a teacher's probabilities with the labels.
 
     The cross-entropy with probabilities t differs from KL(t || p) by the entropy of t, which does not depend on the
@@ -33,7 +213,7 @@ def soft_targets(teacher, share=1.0):
     """
 
     def targets(x, y):
-        logits = teacher.predict(x)
+        logits = teacher.predict(x, check=False)
         t = softmax_array(np, logits)
         if share < 1:
             t = share * t + (1 - share) * (y[:, None] == np.arange(t.shape[1])).astype(t.dtype)
@@ -42,45 +222,17 @@ def soft_targets(teacher, share=1.0):
     return targets
 
 
-def train_epoch(trainer, loader, schedule=None, targets=None, progress=None, checkpoints=None, meter=None):
-    """One pass over the loader; returns its mean loss and accuracy (on the images as augmented), their number, and
-    `code_diagnostics`.
-
-    progress: where the epoch was cut short, to train on its rest (None: at its start).
-    """
-    progress = progress or Progress(trainer, loader, schedule)
-    for x, y, *rest in progress.batches():
-        with no_interrupt():
-            last = progress.done == len(loader) - 1
-            before = watch.snapshot(trainer.model) if last else []
-            weight = rest[0] if rest else None
-            loss = trainer.step(x, y if targets is None else targets(x, y), weight)
-            if schedule is not None:
-                schedule.step()
-            sums = batch_sums(trainer, loss, y, weight) if np.isfinite(loss) else {"skipped": 1}
-            if last:
-                progress.codes = code_diagnostics(trainer.model, before)
-            progress.count(**sums, images=len(x))
-        if checkpoints is not None:
-            checkpoints.save_if_due(progress)
-        if meter is not None:
-            meter.update(progress)
-    sums, weights = progress.sums, max(progress.sums["weights"], 1e-12)
-    if sums["skipped"]:
-        say(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite")
-    found = {"loss": sums["loss"] / weights, "accuracy": sums["hits"] / weights, "images": sums["images"]}
-    return {**found, **progress.codes}
-
-
-def batch_sums(trainer, loss, y, weight):
+def batch_sums(trainer: Trainer, loss: float, y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
     """What the last update adds to the sums of its epoch."""
+    if not np.isfinite(loss):
+        return {"skipped": 1}
     total = len(y) if weight is None else float(weight.sum())
     guess = np.concatenate([o.argmax(axis=1) for o in trainer.outputs])
     hits = float(((guess == y) * (1 if weight is None else weight)).sum())
     return {"loss": loss * total, "hits": hits, "weights": total}
 
 
-def code_diagnostics(model, before):
+def code_diagnostics(model: Module, before: list) -> dict[str, Any]:
     """What the codes of the low-bit layers do (None without such layers), given those before the last update.
 
     flip_rate: the share of codes that the last update of the epoch changed; zero_share: the share that is 0; distance:
@@ -94,9 +246,9 @@ def code_diagnostics(model, before):
 
 
 @contextmanager
-def no_interrupt():
+def no_interrupt() -> Iterator[None]:
     """Ctrl-C within this block is raised at its end, so that an update is made whole or not at all."""
-    struck = []
+    struck: list[tuple] = []
 
     def note(*arguments):
         if struck:  # the second one: somebody is in a hurry
@@ -116,95 +268,41 @@ def no_interrupt():
         raise KeyboardInterrupt
 
 
-def evaluate(trainer, x, y):
-    """Mean cross-entropy and accuracy of the trainer's model on normalised images x and class numbers y."""
-    logits = trainer.predict(x)
+def evaluate(trainer: Trainer, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Mean cross-entropy and accuracy of the trainer's model on normalised images x and class numbers y.
+
+    An output that is not finite counts as wrong.
+    """
+    logits = trainer.predict(x, check=False)
     log_p = log_softmax_array(np, logits)
-    return {"loss": -float(log_p[np.arange(len(y)), y].mean()), "accuracy": float((logits.argmax(axis=1) == y).mean())}
+    right = (logits.argmax(axis=1) == y) & np.isfinite(logits).all(axis=1)
+    return {"loss": -float(log_p[np.arange(len(y)), y].mean()), "accuracy": float(right.mean())}
 
 
+@dataclass
 class EarlyStopping:
     """Remembers the weights of the epoch with the best val_accuracy; `over` after `patience` without a better."""
 
-    def __init__(self, model, patience):
-        self.model, self.patience = model, patience
-        self.best, self.state, self.since = -1.0, None, 0
+    model: Module
+    patience: int
+    best: float = -1.0
+    since: int = 0
+    state: dict[str, Any] | None = None
 
     @property
-    def over(self):
+    def over(self) -> bool:
+        """Whether to stop."""
         return self.state is not None and self.since >= self.patience
 
-    def note(self, val_accuracy):
+    def note(self, val_accuracy: float) -> None:
+        """An epoch has ended with this accuracy on the validation images."""
         if val_accuracy > self.best:
             self.best, self.since = val_accuracy, 0
             self.state = {name: a.copy() for name, a in self.model.state_dict().items()}
         else:
             self.since += 1
 
-    def restore(self):
+    def restore(self) -> None:
+        """Go back to the best weights."""
         if self.state is not None:
             self.model.load_state_dict(self.state)
-
-
-def run(
-    trainer,
-    loader,
-    epochs,
-    *,
-    schedule=None,
-    targets=None,
-    validation=None,
-    history=None,
-    patience=None,
-    verbose=0,
-    checkpoints=None,
-):
-    """Train for a number of epochs; returns (history, interrupted).
-
-    history: dict of lists, one entry an epoch (keys: HISTORY; val_* None without `validation`, a pair (x, y)); one
-    given is continued. patience: stop after this many epochs without a better val_accuracy and go back to the best
-    weights. verbose: see `Meter`. checkpoints: a `Checkpoints`, from the newest of which the run goes on, and which
-    saves the next ones. Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
-    """
-    history = {key: [] for key in HISTORY} if history is None else history
-    before = len(history["loss"])
-    early = None if patience is None else EarlyStopping(trainer.model, patience)
-    progress = Progress(trainer, loader, schedule, history, early)
-    meter = Meter(verbose, before + epochs, trainer.device)
-    if checkpoints is not None:
-        checkpoints.restore(progress)
-    interrupted = False
-    try:
-        while len(history["loss"]) < before + epochs and not (early and early.over):
-            row, images = run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints, meter)
-            with no_interrupt():
-                for key in HISTORY:
-                    history[key].append(row[key])
-                if early is not None:
-                    early.note(row["val_accuracy"])
-                progress.start_epoch()
-            meter.epoch(history, images)
-            if checkpoints is not None:
-                checkpoints.save_if_due(progress, epoch_ended=True)
-    except KeyboardInterrupt:
-        interrupted = True
-        if checkpoints is not None:
-            checkpoints.save(progress)
-        if verbose:
-            epoch = len(history["loss"]) - before + 1
-            more = f"; resume goes on from {checkpoints.folder}" if checkpoints is not None else ""
-            say(f"stopped by Ctrl-C in epoch {epoch}; the model keeps what it has learnt{more}")
-    if early is not None:
-        if verbose and early.over:
-            say(f"no better val_accuracy for {patience} epochs: back to the best epoch")
-        early.restore()
-    return history, interrupted
-
-
-def run_epoch(trainer, loader, schedule, targets, validation, progress, checkpoints, meter):
-    """One epoch of training and validation, or the rest of it: its row of the history, and how many images it saw."""
-    train = train_epoch(trainer, loader, schedule, targets, progress, checkpoints, meter)
-    val = {"loss": None, "accuracy": None} if validation is None else evaluate(trainer, *validation)
-    row = {"loss": train["loss"], "accuracy": train["accuracy"], "val_loss": val["loss"]}
-    row |= {"val_accuracy": val["accuracy"], "lr": progress.lr, "seconds": progress.elapsed()}
-    return {**row, **{key: train[key] for key in CODES}}, train["images"]

@@ -3,31 +3,35 @@
 import contextlib
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MINUTE = 60.0  # seconds: between two lines within an epoch
+LOW, RISING = 0.8, 0.01  # training accuracies, and gains between two parts of a training, that ask for more epochs
 
 
 class Meter:
     """A line after every epoch of a training, and one a minute within a longer one.
 
     verbose: 1; 0 for nothing; or a text that begins each line, where several trainings share a screen: then there is at
-    most one line a minute in all. epochs: of the whole training. device: a name to print.
+    most one line a minute in all. epochs: of the whole training. device: a name to print. floor: the least value that
+    the loss can take, if it is not 0 (see `step.smoothing_floor`).
     """
 
-    def __init__(self, verbose, epochs, device):
-        self.verbose, self.epochs, self.device = verbose, epochs, device
+    def __init__(self, verbose: int | str, epochs: int, device: str, floor: float = 0.0):
+        self.verbose, self.epochs, self.device, self.floor = verbose, epochs, device, floor
         self.lead = f"{verbose}: " if isinstance(verbose, str) else ""
         self.told = time.monotonic()
 
-    def update(self, progress):
-        """An update was made, to where a `Progress` stands."""
-        if self.verbose and self._due() and progress.done < len(progress.loader):
-            self._tell(update_line(progress, self.epochs, self.device))
+    def update(self, run: Any) -> None:
+        """A `loop.Run` has made an update."""
+        if self.verbose and self._due() and run.done < len(run.loader):
+            self._tell(update_line(run, self.epochs, self.device, self.floor))
 
-    def epoch(self, history, images):
+    def epoch(self, history: Mapping[str, Sequence], images: int) -> None:
         """An epoch over so many images has ended; its row is the last of the history."""
         if self.verbose and (not self.lead or self._due()):
-            self._tell(epoch_line(history, self.epochs, images, self.device))
+            self._tell(epoch_line(history, self.epochs, images, self.device, self.floor))
 
     def _due(self):
         return time.monotonic() - self.told >= MINUTE
@@ -37,31 +41,57 @@ class Meter:
         self.told = time.monotonic()
 
 
-def update_line(progress, epochs, device):
+def update_line(run: Any, epochs: int, device: str, floor: float = 0.0) -> str:
     """One line on an epoch under way: how much of it is done, loss and accuracy so far, speed, the time left."""
-    sums, total, epoch = progress.sums, len(progress.loader), len(progress.history["loss"]) + 1
-    weights, seconds = max(sums["weights"], 1e-12), progress.elapsed()
-    left = (total - progress.done + (epochs - epoch) * total) * seconds / progress.done
-    text = f"epoch {epoch:{len(str(epochs))}}/{epochs}, {100 * progress.done // total:2} %"
-    text += f"  loss {sums['loss'] / weights:.4f}  accuracy {sums['hits'] / weights:.3f}"
+    sums, total, epoch = run.sums, len(run.loader), len(run.history["loss"]) + 1
+    weights, seconds = max(sums["weights"], 1e-12), run.elapsed()
+    left = (total - run.done + (epochs - epoch) * total) * seconds / run.done
+    text = f"epoch {epoch:{len(str(epochs))}}/{epochs}, {100 * run.done // total:2} %"
+    text += learnt(sums["loss"] / weights, sums["hits"] / weights, floor)
     return f"{text}  {speed(sums['images'], seconds, device)}  {clock(left)} left"
 
 
-def epoch_line(history, epochs, images, device):
+def epoch_line(history: Mapping[str, Sequence], epochs: int, images: int, device: str, floor: float = 0.0) -> str:
     """One line on the last epoch of a history: losses, accuracies, speed, the time left."""
     done, last = len(history["loss"]), {k: v[-1] for k, v in history.items()}
-    text = f"epoch {done:{len(str(epochs))}}/{epochs}  loss {last['loss']:.4f}  accuracy {last['accuracy']:.3f}"
+    text = f"epoch {done:{len(str(epochs))}}/{epochs}" + learnt(last["loss"], last["accuracy"], floor)
     if last["val_accuracy"] is not None:
         text += f"  val_loss {last['val_loss']:.4f}  val_accuracy {last['val_accuracy']:.3f}"
     left = (epochs - done) * sum(history["seconds"]) / done
     return f"{text}  {speed(images, last['seconds'], device)}  {clock(left)} left"
 
 
-def speed(images, seconds, device):
+def learnt(loss: float, accuracy: float, floor: float) -> str:
+    """What an epoch shows of the images that are trained on."""
+    least = f" (label smoothing's floor: {floor:.4f})" if floor else ""
+    return f"  loss {loss:.4f}{least}  training accuracy {accuracy:.3f}"
+
+
+def undertrained(history: Mapping[str, Sequence]) -> str | None:
+    """Why a training ended too early, in words, or None: its training accuracy is still low, or still rising.
+
+    history: of `loop.Run.train`. Low is below LOW; rising is a gain of RISING from one fifth of the epochs to the next,
+    at the end. Fewer epochs than ten are compared one by one.
+    """
+    accuracy = history["accuracy"]
+    if not accuracy:
+        return "no epoch was finished"
+    part = max(1, len(accuracy) // 5)
+    last = sum(accuracy[-part:]) / part
+    before = accuracy[-2 * part : -part]
+    gain = last - sum(before) / len(before) if before else 0.0
+    if last >= LOW and gain < RISING:
+        return None
+    still = f"and still rises, by {100 * gain:.1f} points" if gain >= RISING else "and rises no more"
+    return f"the training accuracy is {100 * last:.1f} % after {len(accuracy)} epochs {still}"
+
+
+def speed(images: int, seconds: float, device: str) -> str:
+    """Images a second, and where."""
     return f"{images / max(seconds, 1e-9):.0f} images/s on {device}"
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

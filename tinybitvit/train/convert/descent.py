@@ -13,18 +13,6 @@ so that errors cancel in just those directions.
 
 import numpy as np
 
-from ...quant.linear import weight_codes
-
-
-def code_range(bits):
-    """The least and the greatest code."""
-    return (-1, 1) if bits < 2 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def nearest(v, bits):
-    """The nearest code to v, both in units of the scale; 1 bit has no 0."""
-    return np.copysign(1.0, v + 0) if bits == 1 else np.clip(np.rint(v), *code_range(bits))
-
 
 def best_weight(second, cross, start, pull=0.01):
     """The W (m, k) with the least E|y - W x|^2 + pull mean(diag H) |W - start|^2.
@@ -35,7 +23,7 @@ def best_weight(second, cross, start, pull=0.01):
     return np.linalg.solve(second + ridge * np.eye(len(second)), (cross + ridge * start).T).T
 
 
-def feed_forward(weight, scale, second, bits):
+def feed_forward(weight, scale, second, quantizer):
     """Codes of one column after the other, where the error of each is made good by the columns to come.
 
     GPTQ, Frantar et al. 2023 (arXiv 2210.17323), equations 2 and 3, through the Cholesky factor of H^-1; the columns
@@ -45,25 +33,25 @@ def feed_forward(weight, scale, second, bits):
     factor = np.linalg.cholesky(np.linalg.inv(second[np.ix_(order, order)])).T
     w, codes = weight[:, order], np.empty_like(weight)
     for j in range(len(second)):
-        code = nearest(w[:, j] / scale[:, 0], bits)
+        code = quantizer.nearest(np, w[:, j] / scale[:, 0])
         error = (w[:, j] - scale[:, 0] * code) / factor[j, j]
         w[:, j:] -= error[:, None] * factor[j, j:]
         codes[:, order[j]] = code
     return codes
 
 
-def sweep(codes, scale, weight, second, metric, bits, rng):
+def sweep(codes, scale, weight, second, metric, quantizer, rng):
     """One pass over all columns, each changed code by code while that lowers the cost. Returns the new codes.
 
     Only the gradient R = M E H is kept: a change c of E_ij costs c R_ij + c^2 M_ii H_jj / 2, and adds c M_:i H_j: to R.
     """
-    low, top = code_range(bits)
+    two = len(quantizer.levels) == 2
     s, b, steep = scale[:, 0], np.ascontiguousarray(codes.T), np.diag(metric)
     gradient = np.ascontiguousarray((metric @ (scale * codes - weight) @ second).T)
     for j in rng.permutation(len(second)):
         column, r, h, change = b[j], gradient[j].copy(), second[j, j], np.zeros_like(s)
         for _ in range(1 + len(s) // 8):  # rarely reached; it bounds the time
-            best = -column if bits == 1 else np.clip(np.rint(column - r / (steep * h * s)), low, top)
+            best = -column if two else quantizer.nearest(np, column - r / (steep * h * s))
             c = s * (best - column)
             cost = c * (r + 0.5 * h * steep * c)
             i = cost.argmin()
@@ -87,18 +75,18 @@ def best_scale(codes, scale, weight, second, metric):
     return np.maximum(s[:, None], 0.3 * scale)
 
 
-def round_weight(weight, second, metric, bits, scale, sweeps=5, rng=None):
+def round_weight(weight, second, metric, quantizer, sweeps=5, rng=None):
     """Codes (m, k) and scales (m, 1) for a weight (m, k), and their relative cost: 1 is that of a layer that gives 0.
 
-    second: H (k, k), positive definite; metric: M (m, m), positive definite; scale: how the first scale is found, see
-    `quant.linear.weight_codes`.
+    second: H (k, k), positive definite; metric: M (m, m), positive definite; quantizer: gives the levels and the first
+    scales.
     """
     rng = np.random.default_rng(rng)
-    s = weight_codes(weight, bits, "row", scale)[1]
-    codes = feed_forward(weight, s, second, bits)
+    s = np.broadcast_to(quantizer.codes(np, weight)[1], (len(weight), 1))
+    codes = feed_forward(weight, s, second, quantizer)
     weight, second, metric, codes, s = (a.astype(np.float32) for a in (weight, second, metric, codes, s))
     for _ in range(sweeps):
-        codes = sweep(codes, s, weight, second, metric, bits, rng)
+        codes = sweep(codes, s, weight, second, metric, quantizer, rng)
         s = best_scale(codes, s, weight, second, metric).astype(np.float32)
     return codes, s, cost(s * codes - weight, second, metric) / cost(weight, second, metric)
 

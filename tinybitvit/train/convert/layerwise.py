@@ -156,7 +156,7 @@ def round_layer(layer, moments, metric, damping, rng):
     mean_x, mean_y, second, cross = moments.centred()
     second, metric = (damped(a, d) for a, d in zip((second, metric), damping, strict=True))
     weight = best_weight(second, cross, layer.weight.numpy().astype(np.float64))
-    codes, scale, cost = round_weight(weight, second, metric, layer.bits, layer.scale, rng=rng)
+    codes, scale, cost = round_weight(weight, second, metric, layer.quantizer, rng=rng)
     layer.centre(*(on_device(layer, a) for a in (codes, scale)))
     if layer.bias is not None:
         layer.bias.data[...] = on_device(layer, mean_y - (codes * scale) @ mean_x)

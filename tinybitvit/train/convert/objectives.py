@@ -1,22 +1,16 @@
-"""What a network learns: the labels, or, for a low-bit student, what its full-precision teacher does.
+"""What a low-bit student learns of its full-precision teacher.
 
 An objective is called with (model, x, y) or (model, x, y, weight), weight (N,) one number a row, and returns the
 outputs (N, classes) and the loss, a Tensor with one number.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from ... import functional as F
 from ...autograd import no_grad
-
-
-class Labels:
-    """loss(model(x), y)."""
-
-    def __init__(self, loss):
-        self.loss = loss
-
-    def __call__(self, model, x, y, *weight):
-        output = model(x)
-        return output, self.loss(output, y, *weight)
+from ...models import VisionTransformer
+from ...tensor import Tensor
 
 
 class Reconstruct:
@@ -29,11 +23,11 @@ class Reconstruct:
     all blocks in one pass.
     """
 
-    def __init__(self, teacher):
+    def __init__(self, teacher: VisionTransformer):
         self.teacher = teacher
 
-    def __call__(self, student, x, y, *weight):
-        loss = 0.0
+    def __call__(self, student: VisionTransformer, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, Tensor]:
+        loss: Any = 0.0
         with no_grad():
             h = self.teacher.tokens(x)
         for block, theirs in zip(student.blocks, self.teacher.blocks, strict=True):
@@ -50,31 +44,33 @@ class Reconstruct:
 class Distill:
     """End to end: T^2 KL(p || q) + hidden x the mean over blocks of the relative error of the tokens.
 
-    p, q = softmax(logits / T) of teacher and student (Hinton et al. 2015, arXiv 1503.02531). attention: weight of the
-    relative error of what attention adds in the last block (after Kim et al. 2022, arXiv 2211.11014). labels: weight of
-    `loss`, the cross-entropy with the labels.
+    p, q = softmax(logits / T) of teacher and student (Hinton et al. 2015, arXiv 1503.02531). labels: weight of `loss`,
+    the cross-entropy with the labels, which is added.
     """
 
-    def __init__(self, teacher, temperature=2.0, hidden=1.0, attention=0.0, labels=0.0, loss=F.cross_entropy):
-        self.teacher, self.temperature, self.loss = teacher, temperature, loss
-        self.hidden, self.attention, self.labels = hidden, attention, labels
+    OPTIONS = ("temperature", "hidden", "labels")  # what a recipe may set
 
-    def __call__(self, student, x, y, *weight):
+    def __init__(
+        self,
+        teacher: VisionTransformer,
+        temperature: float = 2.0,
+        hidden: float = 1.0,
+        labels: float = 0.0,
+        loss: Callable[..., Tensor] = F.cross_entropy,
+    ):
+        self.teacher, self.temperature, self.loss = teacher, temperature, loss
+        self.hidden, self.labels = hidden, labels
+
+    def __call__(self, student: VisionTransformer, x: Tensor, y: Tensor, *weight: Any) -> tuple[Tensor, Tensor]:
         t, n = self.temperature, len(student.blocks)
         with no_grad():
             h = self.teacher.tokens(x)
-        mine, loss = student.tokens(x), 0.0
-        for k, (block, theirs) in enumerate(zip(student.blocks, self.teacher.blocks, strict=True)):
+        mine = student.tokens(x)
+        loss: Any = 0.0
+        for block, theirs in zip(student.blocks, self.teacher.blocks, strict=True):
             with no_grad():
-                their_attention = theirs.attention_branch(h)
-                target = h + their_attention
-                target = target + theirs.mlp_branch(target)
-            attention = block.attention_branch(mine)
-            if k == n - 1 and self.attention:
-                zero = their_attention * 0.0
-                loss = loss + relative_error(attention, their_attention, zero, weight) * self.attention
-            mine = mine + attention
-            mine = mine + block.mlp_branch(mine)
+                target = theirs(h)
+            mine = block(mine)
             if self.hidden:
                 loss = loss + relative_error(mine, target, h, weight) * (self.hidden / n)
             h = target
@@ -89,7 +85,7 @@ class Distill:
         return output, loss
 
 
-def relative_error(y, target, start, weight=()):
+def relative_error(y: Tensor, target: Tensor, start: Tensor, weight: tuple[Tensor, ...] = ()) -> Tensor:
     """mean (y - target)^2 / mean (target - start)^2 over tokens (N, T, dim), rows weighted where `weight` is given."""
     error, change = y - target, target - start
     error, change = error * error, change * change
