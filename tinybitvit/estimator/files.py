@@ -62,7 +62,7 @@ def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> 
             or loaded.n_iter_ < 0
         ):
             raise ValueError(f"images {loaded.image_shape_} and classes {loaded.classes_.shape} are not the network's")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a description with a right sha256 can do wrong
         raise CheckpointError(
             f"{path} holds a network but no tb.ViT ({error!r}); read it with tb.io.load_model"
         ) from error
@@ -132,4 +132,6 @@ def labels_to_json(classes: np.ndarray) -> list:
 
 def labels_from_json(labels: list, dtype: str) -> np.ndarray:
     kind = np.dtype(dtype)
+    if kind.itemsize * len(labels) > 1 << 26:
+        raise ValueError(f"{len(labels)} labels of {kind.itemsize} bytes each")
     return np.array(labels, "i8").view(kind) if kind.kind in "mM" else np.array(labels, kind)
