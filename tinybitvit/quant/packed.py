@@ -12,7 +12,7 @@ from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
 from .linear import BitLinear
 from .pack import LAYOUTS, binary_dot, get_layout, pack, packed_shape, sign_bits, unpack
-from .quantizer import Quantizer, asked, check_bits, find_quantizer
+from .quantizer import OPTIONS, Quantizer, asked, check_bits, find_quantizer
 
 # Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
 # tiles would need less memory, but a matrix product of few rows is slower.
