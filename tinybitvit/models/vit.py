@@ -121,6 +121,8 @@ class ViTConfig:
             setattr(self, name, plain(value))
         if self.pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {self.pool!r}")
+        if self.gelu not in ("none", "tanh"):
+            raise ValueError(f"gelu must be 'tanh' or 'none' (the exact one), not {self.gelu!r}")
         for name, least in LEAST.items():
             check_number(name, getattr(self, name), whole=True)
             if getattr(self, name) < least:
