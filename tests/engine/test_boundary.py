@@ -244,7 +244,7 @@ def test_an_update_of_the_data():
         (lambda x: x + np.ones(2), r"Add of \(2, 3\) and \(2,\): "),
         (lambda x: x.reshape(4, 2), r"Reshape of \(2, 3\): cannot reshape"),
         (lambda x: x.sum(axis=2), r"Sum of \(2, 3\): axis 2 is out of range"),
-        (lambda x: F.softmax(x, axis=4), r"Softmax of \(2, 3\): axis 4 is out of bounds"),
+        (lambda x: F.softmax(x, axis=4), r"Softmax of \(2, 3\): axis 4 is out of range"),
         (lambda x: x.transpose(0, 2), r"Transpose of \(2, 3\): axis 2 is out of bounds"),
         (lambda x: x[5], r"GetItem of \(2, 3\): index 5 is out of bounds"),
         (lambda x: F.concatenate([x, x[0]]), r"Concatenate of \(2, 3\) and \(3,\): "),

@@ -121,6 +121,8 @@ class ViTConfig:
             setattr(self, name, plain(value))
         if self.pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {self.pool!r}")
+        if self.gelu not in ("none", "tanh"):
+            raise ValueError(f"gelu must be 'tanh' or 'none' (the exact one), not {self.gelu!r}")
         for name, least in LEAST.items():
             check_number(name, getattr(self, name), whole=True)
             if getattr(self, name) < least:
@@ -231,6 +233,8 @@ class VisionTransformer(Module):
         packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
         if quantizer := packed.config.pop("quantizer", None):  # its bytes are those of a built-in width
             bits = packed.config["bits"] = quantizer.packed_bits
+            found = (m.granularity for m in packed.modules() if isinstance(m, PackedLinear))
+            packed.config["granularity"] = next(found, "row")
         packed.config["layout"] = layout or choose_layout(bits)
         packed.zero_grad()
         return packed.eval()

@@ -6,8 +6,7 @@ from .. import backend
 from .. import functional as F
 from ..backend import Generator
 from ..tensor import Tensor
-from . import init
-from .layers import Linear, zeros
+from .layers import Linear, normal, zeros
 from .module import Module, Parameter
 
 
@@ -53,8 +52,8 @@ class TokenEmbed(Module):
         tokens = patch_embed.grid[0] * patch_embed.grid[1] + class_token
         self.patch = patch_embed
         self.cls_token = Parameter(zeros(1, 1, dim)) if class_token else None
-        self.reg_token = Parameter(init.normal(rng, (1, registers, dim))) if registers else None
-        self.pos_embed = Parameter(init.normal(rng, (1, tokens, dim), std=0.2))
+        self.reg_token = Parameter(normal(rng, (1, registers, dim))) if registers else None
+        self.pos_embed = Parameter(normal(rng, (1, tokens, dim), std=0.2))
         self.prefix = class_token + registers
         self.tokens = tokens + registers
 

@@ -1,12 +1,12 @@
 """The layers that a Transformer is made of. Weights are drawn from `rng` (None: this thread's, `tb.manual_seed`)."""
 
+import math
 from typing import Any
 
 from .. import backend
 from .. import functional as F
 from ..backend import Array, Generator
 from ..tensor import Tensor
-from . import init
 from .module import Module, Parameter
 
 
@@ -18,6 +18,17 @@ def zeros(*shape: int) -> Array:
     return backend.host.zeros(shape, dtype="float32")
 
 
+def xavier_uniform(rng: Generator, shape: tuple[int, int]) -> Array:
+    """Uniform in +-sqrt(6 / (in + out)) for a weight (out, in); Glorot & Bengio 2010, equation 16."""
+    bound = math.sqrt(6 / (shape[0] + shape[1]))
+    return rng.uniform(-bound, bound, shape).astype("float32")
+
+
+def normal(rng: Generator, shape: tuple[int, ...], std: float = 0.02) -> Array:
+    """Normal with mean 0 and standard deviation `std`, values beyond two deviations drawn back to them."""
+    return (rng.standard_normal(shape, dtype="float32") * std).clip(-2 * std, 2 * std)
+
+
 class Linear(Module):
     """y = x W^T + b: (..., in_features) -> (..., out_features); weight (out, in)."""
 
@@ -26,7 +37,7 @@ class Linear(Module):
         rng = backend.current_rng() if rng is None else rng
         self.in_features = in_features = F.as_size("in_features", in_features)
         self.out_features = out_features = F.as_size("out_features", out_features)
-        self.weight = Parameter(init.xavier_uniform(rng, (out_features, in_features)))
+        self.weight = Parameter(xavier_uniform(rng, (out_features, in_features)))
         self.bias = Parameter(zeros(out_features)) if bias else None
 
     def forward(self, x: Any) -> Tensor:

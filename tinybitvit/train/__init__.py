@@ -1,7 +1,6 @@
 """Training: one step on worker threads, the loop around it."""
 
-from .convert.recipes import find_recipe
-from .convert.stages import Recipe, Stage, Stages
+from .convert.recipes import Recipe, Stage, Stages, find_recipe
 from .loop import Run, code_diagnostics, empty_history, evaluate, soft_targets
 from .meter import undertrained
 from .resume import Checkpoints, delete_checkpoints, describe_run, model_fingerprint

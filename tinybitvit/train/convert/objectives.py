@@ -1,7 +1,7 @@
 """What a low-bit student learns of its full-precision teacher.
 
 An objective is called with (model, x, y) or (model, x, y, weight), weight (N,) one number a row, and returns the
-outputs (N, classes) and the loss, a Tensor with one number. See `step.Labels` for the one without a teacher.
+outputs (N, classes) and the loss, a Tensor with one number.
 """
 
 from collections.abc import Callable
