@@ -279,8 +279,7 @@ class ViT(ImageClassifier):
         self.model_.to(device)
 
     def _draw_seed(self):
-        given = None if isinstance(self.random_state, str) else self.random_state  # a text stands for what a file lacks
-        seed = check_random_state(given).randint(2**31)
+        seed = check_random_state(self.random_state).randint(2**31)
         return seed if ranks.group is None else ranks.group.first(seed)
 
     def _make_optimizer(self, options):
