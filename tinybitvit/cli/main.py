@@ -22,6 +22,7 @@ from .arguments import (
     count,
     data_arguments,
     model_arguments,
+    name,
     one_line,
 )
 from .course import add_course
@@ -69,6 +70,8 @@ def sentence(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) and "memory" not in text:
+        text = f"not enough memory ({text}): make images, batches or the model smaller"
     return one_line(text)
 
 
@@ -87,9 +90,11 @@ def build_parser() -> Parser:
     add_training_arguments(p)
 
     p = add(commands, train, "train one model and save it")
-    p.add_argument("dataset", metavar="DATASET", help=DATA_HELP)
+    p.add_argument("dataset", type=name, metavar="DATASET", help=DATA_HELP)
     p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
-    p.add_argument("--out", metavar="FILE", default="model.safetensors", help="where to save it (default: %(default)s)")
+    p.add_argument(
+        "--out", type=name, metavar="FILE", default="model.safetensors", help="where to save it (default: %(default)s)"
+    )
     p.add_argument(
         "--packed",
         action="store_true",
@@ -105,8 +110,15 @@ def build_parser() -> Parser:
     )
     p = add(commands, profile, "show where a training step spends its time, beside its matrix products alone")
     p.add_argument("--bits", type=bit_width, default=32, help="bit width of the weights (default: %(default)s)")
-    for name, size in (("dim", 192), ("depth", 6), ("heads", 3), ("image-size", 32), ("patch-size", 4), ("batch", 64)):
-        p.add_argument(f"--{name}", type=count, default=size, metavar="N", help="default: %(default)s")
+    for option, size in (
+        ("dim", 192),
+        ("depth", 6),
+        ("heads", 3),
+        ("image-size", 32),
+        ("patch-size", 4),
+        ("batch", 64),
+    ):
+        p.add_argument(f"--{option}", type=count, default=size, metavar="N", help="default: %(default)s")
     return parser
 
 
@@ -115,11 +127,12 @@ def add_model_commands(commands) -> None:
 
     def add_with_model(command, text: str) -> Parser:
         p = add(commands, command, text)
-        p.add_argument("model", metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        p.add_argument("model", type=name, metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
         return p
 
     images: dict[str, Any] = {
         "nargs": "+",
+        "type": name,
         "metavar": "IMAGE",
         "help": "pictures; they are stretched to the model's image size",
     }
@@ -128,28 +141,32 @@ def add_model_commands(commands) -> None:
     p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
     p.add_argument("images", **images)
     out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
-    p.add_argument("--out", metavar="FILE", default="attention.html", help=out_help)
+    p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
 
     add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
 
     p = add_with_model(quantize, "round a full-precision model to few bits, layer by layer, without training")
-    p.add_argument("dataset", metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
+    p.add_argument("dataset", type=name, metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
     p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
     p.add_argument(
         "--images", type=count, default=4096, metavar="N", help="training images to fit to (default: %(default)s)"
     )
     p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
     p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
-    p.add_argument("--out", metavar="FILE", required=True, help="where to save the packed model")
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the packed model")
 
     p = add_with_model(export, "write a model for other programs")
     p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
     p.add_argument(
         "--int8", action="store_true", help="onnx: weights of 8 bits, for runtimes that know no smaller ones"
     )
-    p.add_argument("--compare", nargs="+", default=[], metavar="MODEL", help="html: more models, side by side")
-    p.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="html: examples to put into the page")
-    p.add_argument("--out", metavar="FILE", required=True, help="the file to write")
+    p.add_argument(
+        "--compare", type=name, nargs="+", default=[], metavar="MODEL", help="html: more models, side by side"
+    )
+    p.add_argument(
+        "--images", type=name, nargs="+", default=[], metavar="IMAGE", help="html: examples to put into the page"
+    )
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="the file to write")
 
 
 def add(commands, command, text: str) -> Parser:
@@ -172,6 +189,8 @@ def study(args: argparse.Namespace) -> int:
     options |= {"out": args.out, "resume": args.resume, "teacher": args.teacher, "command": command_line(args.words)}
     if args.bits is not None:
         options["bits"] = args.bits
+    if args.recipe and args.bits is not None and {*args.bits} == {32}:
+        raise ValueError("--recipe needs --bits below 32: it is a way to low bits")
     if args.sweep:
         results = study.run_sweep(args.dataset, widths=args.widths, depths=args.depths, **options)
     elif args.widths or args.depths:
@@ -200,11 +219,11 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     from ..train import delete_checkpoints, undertrained
     from ..train.meter import say
 
-    out = Path(args.out)
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: give the name of a file in it")
     if args.packed and args.bits == 32:
         raise ValueError("--packed needs --bits below 32: weights of 32 bits cannot be packed")
+    if args.recipe and args.bits == 32:
+        raise ValueError("--recipe needs --bits below 32: it is a way to low bits")
+    out = output(args)
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
     say(str(data))
@@ -225,6 +244,13 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     if write:
         say(written(out))
     return INTERRUPTED if model.interrupted_ else 0
+
+
+def output(args: argparse.Namespace) -> Path:
+    """Where a model is to be saved, tried before it costs anything."""
+    if (out := Path(args.out)).is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file in it")
+    return out
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -276,7 +302,7 @@ def quantize(args: argparse.Namespace) -> int:
     from ..study import load_data, measure, open_folder
     from ..train.meter import say
 
-    model, out = tb.load(args.model), Path(args.out)
+    out, model = output(args), tb.load(args.model)
     data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
     open_folder(out.parent)
     say(str(data))
