@@ -7,9 +7,16 @@ once. The walk is a loop, not a recursion: the depth of a graph is limited by me
 """
 
 import threading
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
+from typing import Any, TypeAlias
 
 from . import backend
+from .backend import Array
+from .ops import Context, Function
+
+Source: TypeAlias = Any  # where a gradient goes: a Node or a leaf Tensor
 
 
 class _Mode(threading.local):
@@ -19,19 +26,48 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-def is_recording():
+def is_recording() -> bool:
     """Whether operations of this thread are recorded for a backward pass."""
     return _mode.recording
 
 
 @contextmanager
-def no_grad():
+def no_grad() -> Iterator[None]:
     """Within the block, operations of this thread record no graph: less memory, and results that need no gradient."""
     before, _mode.recording = _mode.recording, False
     try:
         yield
     finally:
         _mode.recording = before
+
+
+class _Writes:
+    """When arrays that a graph may have saved were changed in place, on the clock that also numbers the nodes."""
+
+    def __init__(self) -> None:
+        self.clock, self.latest = count(1), 0
+        self.parts: dict[int, dict[tuple[int, int] | None, int]] = {}  # id of a memory's owner -> its part -> when
+
+    def note(self, array: Array, span: tuple[int, int] | None = None) -> None:
+        """The array was changed in place; of a flat one it may be only a span of its elements, (start, stop)."""
+        self.latest = next(self.clock)
+        self.parts.setdefault(id(self._owner(array)), {})[span] = self.latest
+
+    def touched(self, arrays: tuple, since: int) -> bool:
+        """Whether memory of one of these arrays was changed after a moment."""
+        return any(
+            when > since and (span is None or backend.array_module(array).may_share_memory(owner[slice(*span)], array))
+            for array, owner in zip(arrays, map(self._owner, arrays), strict=True)
+            for span, when in self.parts.get(id(owner), {}).items()
+        )
+
+    @staticmethod
+    def _owner(array: Array) -> Array:
+        base = getattr(array, "base", None)
+        return array if base is None else base
+
+
+writes = _Writes()
 
 
 class Node:
@@ -41,33 +77,55 @@ class Node:
     would keep each other alive until Python's garbage collector comes by, with all the arrays of a training step.
     """
 
-    __slots__ = ("ctx", "function", "inputs", "like")
+    __slots__ = ("born", "ctx", "function", "inputs", "like")
 
-    def __init__(self, function, ctx, inputs, like):
+    def __init__(self, function: type[Function], ctx: Context, inputs: list[Source], like: list[tuple]) -> None:
         self.function = function
-        self.ctx = ctx
+        self.ctx: Context | None = ctx
         self.inputs = inputs  # per array input: a Node, a leaf Tensor, or None where no gradient goes
         self.like = like  # per array input: (shape, dtype), which its gradient must have
+        self.born = next(writes.clock)
 
-    def backward(self, g):
-        """One gradient per input, checked; the saved arrays are let go."""
-        if self.ctx is None:
+    def __reduce__(self) -> str:
+        raise TypeError("a Tensor that was computed cannot be copied with its graph or pickled: use its .detach()")
+
+    def backward(self, g: Array) -> list[tuple[Source, Array, bool]]:
+        """(source, its gradient, whether that array is ours alone) for the inputs that want one; frees what was saved.
+
+        g itself, a view, a saved array or one that is given twice may be in other hands; any other was made for us.
+        """
+        ctx, name = self.ctx, self.function.__name__
+        if ctx is None:
             raise RuntimeError(
                 "this graph was already used by a backward pass, which freed its arrays; run the forward pass again"
             )
-        grads = self.function.backward(self.ctx, g)
+        if writes.latest > self.born and writes.touched(ctx.saved, self.born):
+            raise RuntimeError(
+                f"backward: an array that {name} had saved was changed since, by an optimiser's step, load_state_dict"
+                " or `p.data -= ...`; run the forward pass again"
+            )
+        grads = self.function.backward(ctx, g)
         self.ctx = None
-        name = self.function.__name__
         if not isinstance(grads, tuple) or len(grads) != len(self.inputs):
             raise TypeError(f"{name}.backward must return a tuple of {len(self.inputs)} gradients, one per array input")
         for source, grad, (shape, _) in zip(self.inputs, grads, self.like, strict=True):
             if source is not None and (grad is None or grad.shape != shape):
                 got = "None" if grad is None else f"shape {grad.shape}"
                 raise ValueError(f"{name}.backward returned {got} as the gradient of an input of shape {shape}")
-        return grads
+        wanted = []
+        for source, part, (_, dtype) in zip(self.inputs, grads, self.like, strict=True):
+            if source is None:
+                continue
+            ours = part.base is None and not any(part is a for a in (g, *ctx.saved)) and _count(part, grads) == 1
+            wanted.append((source, part, ours) if part.dtype == dtype else (source, part.astype(dtype), True))
+        return wanted
 
 
-def consumers(root):
+def _count(array: Array, arrays: tuple) -> int:
+    return sum(array is a for a in arrays)
+
+
+def consumers(root: Source) -> dict[Source, int]:
     """For every node and leaf below root: by how many edges of the graph its gradient will be fed."""
     count = {root: 1}
     stack = [root]
@@ -84,54 +142,42 @@ def consumers(root):
     return count
 
 
-def backpropagate(root, g, wanted=None):
+class _Sums(dict):
+    """source -> (the sum of the gradients that have arrived for it, whether that array is ours to add into)."""
+
+    def add(self, source: Source, part: Array, ours: bool) -> None:
+        total, total_is_ours = self.get(source, (None, False))
+        if total is None:
+            self[source] = part, ours
+        elif total_is_ours:
+            total += part
+            self[source] = total, True
+        else:
+            self[source] = total + part, True
+
+
+def backpropagate(root: Source, g: Array, wanted: Container[Source] | None = None) -> dict[Source, Array]:
     """The gradients dL/dsource for the leaves below root (or for `wanted` nodes and leaves), as a dict source -> array.
 
     root: the Node or leaf of the output; g: dL/d(output). No returned array shares memory with another or with g.
     """
-    waiting = consumers(root)
-    arrived, owned = {root: g}, set()
-    result = {}
-    ready = [root]
+    waiting, arrived, result, ready = consumers(root), _Sums(), {}, [root]
+    arrived.add(root, g, ours=False)
     while ready:
         source = ready.pop()
-        grad = arrived.pop(source)
-        is_node = isinstance(source, Node)
-        if (not is_node) if wanted is None else (source in wanted):
-            result[source] = backend.as_array(
-                grad if source in owned else grad.copy()
-            )  # NumPy has scalars for 0-d results
-        if not is_node:
-            continue
-        like, inputs = source.like, source.inputs
-        held = source.ctx.saved if source.ctx else ()
-        parts = source.backward(grad)
-        for below, part, (_, dtype) in zip(inputs, parts, like, strict=True):
-            if below is None:
-                continue
-            # g itself, a view, a saved array or one given twice may be in other hands; any other was made for us alone.
-            fresh = (
-                part.base is None and not any(part is a for a in (grad, *held)) and sum(part is p for p in parts) == 1
-            )
-            if part.dtype != dtype:
-                part, fresh = part.astype(dtype), True
-            if below not in arrived:
-                arrived[below] = part
-                if fresh:
-                    owned.add(below)
-            elif below in owned:
-                arrived[below] += part
-            else:
-                arrived[below] = arrived[below] + part
-                owned.add(below)
+        grad, ours = arrived.pop(source)
+        if (not isinstance(source, Node)) if wanted is None else (source in wanted):
+            result[source] = backend.as_array(grad if ours else grad.copy())  # NumPy has scalars for 0-d results
+        for below, *part in source.backward(grad) if isinstance(source, Node) else ():
+            arrived.add(below, *part)
             waiting[below] -= 1
             if not waiting[below]:
                 ready.append(below)
     return result
 
 
-def output_gradient(output, g):
-    """g as an array of the output's shape and dtype; for a single number it may be left out and is 1."""
+def output_gradient(output: Any, g: Any) -> Array:
+    """g as an array of the shape and dtype of a Tensor `output`; for a single number it may be left out and is 1."""
     data = output.data
     if not output.requires_grad:
         raise RuntimeError(
@@ -153,7 +199,7 @@ def output_gradient(output, g):
     return g.astype(data.dtype, copy=False)
 
 
-def grad(output, inputs, g=None):
+def grad(output: Any, inputs: Sequence[Any], g: Any = None) -> list[Array]:
     """dL/dinput for each Tensor in `inputs`, as a list of arrays; no Tensor's `.grad` is touched.
 
     output: Tensor; inputs: Tensors that want a gradient, leaves or intermediate results; g: dL/doutput, an array of the

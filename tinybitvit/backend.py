@@ -9,6 +9,7 @@ import importlib.util
 import math
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
@@ -25,7 +26,7 @@ Generator = np.random.Generator
 host = np
 
 
-def _is_device_array(a):
+def _is_device_array(a: Any) -> bool:
     # A CuPy array can only exist once cupy has been imported: without it no look-up is needed.
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(a, cupy.ndarray)
@@ -45,7 +46,7 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number{limits}, not {value!r}")
 
 
-def array_module(*arrays):
+def array_module(*arrays: Array) -> Any:
     """numpy or cupy, whichever the arrays belong to; arrays of both kinds together raise TypeError."""
     if "cupy" not in sys.modules:
         return np
@@ -59,12 +60,12 @@ def array_module(*arrays):
     return sys.modules["cupy"]
 
 
-def device_of(array):
+def device_of(array: Array) -> str:
     """'cpu' or 'cuda'."""
     return "cuda" if _is_device_array(array) else "cpu"
 
 
-def resolve_device(device):
+def resolve_device(device: str) -> str:
     """'cpu', 'cuda' or 'auto' (a usable GPU, else the CPU) to 'cpu' or 'cuda'.
 
     Asking for 'cuda' where it cannot work raises RuntimeError; it never falls back in silence.
@@ -79,7 +80,7 @@ def resolve_device(device):
     return "cpu" if problem else "cuda"
 
 
-def auto_note():
+def auto_note() -> str | None:
     """What device='auto' chose, as a line to print; None where there was no choice, because CuPy is not installed."""
     if importlib.util.find_spec("cupy") is None:
         return None
@@ -87,7 +88,7 @@ def auto_note():
     return f"device: cpu, not cuda: {problem}" if problem else "device: cuda"
 
 
-def to_device(array, device):
+def to_device(array: Array, device: str) -> Array:
     """The array on 'cpu' or 'cuda'; returned as it is where it is there already."""
     device = resolve_device(device)
     if device == device_of(array):
@@ -99,12 +100,12 @@ def to_device(array, device):
     return cupy.asarray(array)
 
 
-def to_numpy(array):
+def to_numpy(array: Array) -> np.ndarray:
     """A host copy of a device array; a NumPy array is returned as it is."""
     return array.get() if _is_device_array(array) else np.asarray(array)
 
 
-def to_host(arrays):
+def to_host(arrays: Sequence[Array]) -> list[np.ndarray]:
     """NumPy arrays of the given arrays; those on a GPU come in one transfer, since each one waits for the GPU."""
     away = [a for a in arrays if _is_device_array(a)]
     if not away:
@@ -115,7 +116,7 @@ def to_host(arrays):
     return [next(parts) if _is_device_array(a) else a for a in arrays]
 
 
-def as_index(index, array):
+def as_index(index: Any, array: Array) -> Any:
     """An index with its lists and host arrays sent to the device of `array`, checked: a GPU wraps what is out of range.
 
     Returned as it is where the array is on the CPU.
@@ -131,18 +132,28 @@ def as_index(index, array):
     return sent if isinstance(index, tuple) else sent[0]
 
 
-def _sent_index(part):
+def _sent_index(part: Any) -> Array:
     return to_device(np.asarray(part, dtype=None if len(part) else int), "cuda")
 
 
-def as_array(value, dtype=None, like=None):
-    """An array from nested lists, scalars or arrays, on the device of `like` (default: where it is, else the CPU)."""
-    if _is_device_array(value) or isinstance(value, np.ndarray):
-        return value if dtype is None else value.astype(dtype, copy=False)
-    xp = np if like is None else array_module(like)
-    array = xp.asarray(value, dtype=dtype)
-    if dtype is None and array.dtype == "float64" and not isinstance(value, np.generic):
-        array = array.astype("float32")  # Python floats have no width of their own: float32 is the default here
+def as_array(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
+    """An array from nested lists, scalars or arrays, on the device of `like` (default: where it is, else the CPU).
+
+    Raises TypeError for what holds no numbers or bools.
+    """
+    if _is_device_array(value) or type(value) is np.ndarray:
+        array = value if dtype is None else value.astype(dtype, copy=False)
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError("a masked array would lose its mask: fill it first, with .filled(number)")
+    else:
+        try:
+            array = (np if like is None else array_module(like)).asarray(value, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"a Tensor needs numbers, in lists of equal length at each depth: {error}") from error
+        if dtype is None and array.dtype == "float64" and not isinstance(value, (np.generic, np.ndarray)):
+            array = array.astype("float32")  # Python floats have no width of their own: float32 is the default here
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a Tensor needs numbers, not {type(value).__name__} of dtype {array.dtype}")
     return array
 
 
@@ -151,7 +162,7 @@ def as_array(value, dtype=None, like=None):
 BLOCK = 2**18
 
 
-def row_blocks(shape, xp=np):
+def row_blocks(shape: tuple[int, int], xp: Any = np) -> list[slice]:
     """Slices that cut the rows of a (rows, columns) array of a module into blocks of about BLOCK elements.
 
     A chain of elementwise operations on a block needs temporaries of its size only, found in the cache. On a GPU one
@@ -165,7 +176,7 @@ def row_blocks(shape, xp=np):
 
 
 @cache
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Let the C library keep freed memory for the next training step; returns whether it could (glibc only).
 
     By default glibc hands the arrays of a step back to the operating system as they are freed, which clears every page
@@ -182,7 +193,7 @@ def keep_freed_memory():
     return all([mallopt(-3, 2**30), mallopt(-1, 2**31 - 1), mallopt(-8, 1)])
 
 
-def erf(x):
+def erf(x: Array) -> Array:
     """The error function, elementwise (NumPy has none: SciPy's on the CPU, CuPy's copy of it on the GPU)."""
     if _is_device_array(x):
         from cupyx.scipy.special import erf as special_erf
@@ -191,7 +202,7 @@ def erf(x):
     return special_erf(x)
 
 
-def add_at(target, index, values):
+def add_at(target: Array, index: Any, values: Array) -> None:
     """target[index] += values with repeated indices counted each time, in place."""
     array_module(target).add.at(target, index, values)
 
@@ -199,18 +210,18 @@ def add_at(target, index, values):
 class _Random(threading.local):
     """Each thread's own generator, so that worker threads draw reproducibly and never share a state."""
 
-    generator = None
+    generator: Generator | None = None
 
 
 _random = _Random()
 
 
-def make_rng(seed=None):
+def make_rng(seed: Any = None) -> Generator:
     """A host Generator from an int, None (fresh entropy) or a Generator (returned as it is)."""
     return np.random.default_rng(seed)
 
 
-def current_rng():
+def current_rng() -> Generator:
     """The generator that layers draw from in this thread: that of `use_rng`, else one made from fresh entropy."""
     if _random.generator is None:
         _random.generator = make_rng()
@@ -218,7 +229,7 @@ def current_rng():
 
 
 @contextmanager
-def use_rng(seed):
+def use_rng(seed: Any) -> Iterator[Generator]:
     """Within the block, `current_rng()` of this thread is `make_rng(seed)`."""
     before, _random.generator = _random.generator, make_rng(seed)
     try:
@@ -227,7 +238,7 @@ def use_rng(seed):
         _random.generator = before
 
 
-def manual_seed(seed):
+def manual_seed(seed: Any) -> Generator:
     """Seed the generator that this thread's layers (weight initialisation, dropout) draw from when given no `rng`."""
     _random.generator = make_rng(seed)
     return _random.generator

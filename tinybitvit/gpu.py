@@ -2,14 +2,16 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 OLDEST_CUPY = 14  # the first with `bitwise_count`
 CUPY_INSTALL = 'pip install "cupy-cuda13x[ctk]" (driver for CUDA 13) or "cupy-cuda12x[ctk]" (CUDA 12)'
 
 
 @cache
-def cuda_problem():
+def cuda_problem() -> str | None:
     """None where a CUDA device works (one kernel and one matmul are run), else one sentence that names the cause."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: {CUPY_INSTALL}"
@@ -22,7 +24,7 @@ def cuda_problem():
     return _device_problem(cupy.cuda.runtime) or _library_problem(cupy)
 
 
-def _device_problem(runtime):
+def _device_problem(runtime: Any) -> str | None:
     """Why no device can be reached, or None."""
     try:
         if runtime.getDeviceCount():
@@ -43,7 +45,7 @@ def _device_problem(runtime):
     return f"the NVIDIA driver works, but no GPU can be reached ({error}){where}"
 
 
-def _library_problem(cupy):
+def _library_problem(cupy: Any) -> str | None:
     """Why kernels cannot be compiled (NVRTC) or matrices multiplied (cuBLAS), or None: `is_available` tells neither."""
     library, last = "NVRTC", ""
     try:
@@ -59,15 +61,15 @@ def _library_problem(cupy):
     return f"CuPy cannot {work} ({last}): {library} is missing or does not work; {CUPY_INSTALL} brings it"
 
 
-def _cuda_version(number):
+def _cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def cuda_info():
+def cuda_info() -> Iterator[tuple[str, str]]:
     """(name, text) pairs on the GPU in use and the libraries that drive it."""
     import cupy
 

@@ -5,17 +5,25 @@ Central differences measure it one element at a time: (L(x + h e_i) - L(x - h e_
 A random g matters: with g = 1 the gradient of a softmax is 0, and a backward that returns zeros would pass.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from . import backend
-from .ops import Context
+from .backend import Array
+from .ops import Context, Function
 
 
-def run_forward(function, arrays, params, needs=None):
+def run_forward(
+    function: type[Function], arrays: list[Array], params: dict, needs: list[bool] | None = None
+) -> tuple[Context, Array]:
     """(ctx, y) of a Function on plain arrays."""
     ctx = Context(backend.array_module(*arrays), tuple(needs or [a.dtype.kind == "f" for a in arrays]))
     return ctx, function.forward(ctx, *arrays, **params)
 
 
-def numeric_gradient(function, arrays, params, index, g, h=1e-5):
+def numeric_gradient(
+    function: type[Function], arrays: list[Array], params: dict, index: int, g: Array, h: float = 1e-5
+) -> Array:
     """dL/d(arrays[index]) for L = sum(g f), by central differences in float64."""
     arrays = [a.astype("float64") if a.dtype.kind == "f" else a for a in arrays]
     x = arrays[index] = arrays[index].copy()
@@ -30,17 +38,26 @@ def numeric_gradient(function, arrays, params, index, g, h=1e-5):
     return result
 
 
-def check_op(function, *arrays, wrt=None, rtol=1e-4, atol=1e-6, seed=0, name=None, **params):
+def check_op(
+    function: type[Function],
+    *inputs: Any,
+    wrt: Sequence[int] | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-6,
+    seed: int = 0,
+    name: str | None = None,
+    **params: Any,
+) -> None:
     """Check a Function's backward against finite differences; returns None or raises AssertionError.
 
-    function: a class with `forward(ctx, *arrays, **params)` and `backward(ctx, g)`. arrays: its inputs (floating point
+    function: a class with `forward(ctx, *arrays, **params)` and `backward(ctx, g)`. inputs: its arrays (floating point
     ones are taken in float64). wrt: positions of the inputs to check (None: all floating point inputs; give it where an
     input has no gradient by design). An element passes if |backward - numeric| <= atol + rtol * the largest |numeric|
     of that input. The error names the function, the input and the worst element, with both values. Where the function
     has a kink (relu at 0) finite differences are meaningless: keep inputs 1e-4 away from it.
     """
     name = name or function.__name__
-    arrays = [backend.as_array(a) for a in arrays]
+    arrays = [backend.as_array(a) for a in inputs]
     arrays = [a.astype("float64") if a.dtype.kind == "f" else a for a in arrays]
     before = [a.copy() for a in arrays]
     ctx, y = run_forward(function, arrays, params)
@@ -65,7 +82,7 @@ def check_op(function, *arrays, wrt=None, rtol=1e-4, atol=1e-6, seed=0, name=Non
             _compare(name, i, grads[i], arrays[i], numeric_gradient(function, arrays, params, i, g), rtol, atol)
 
 
-def _compare(name, i, grad, x, numeric, rtol, atol):
+def _compare(name: str, i: int, grad: Array | None, x: Array, numeric: Array, rtol: float, atol: float) -> None:
     assert grad is not None, f"{name}.backward returned None for input {i}, whose gradient is not zero by design"
     assert grad.shape == x.shape, f"{name}.backward returned shape {grad.shape} for input {i} of shape {x.shape}"
     assert grad.dtype == x.dtype, f"{name}.backward returned {grad.dtype} for input {i} of {x.dtype}"

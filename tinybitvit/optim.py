@@ -6,9 +6,15 @@ stretches that stay in the cache and that threads can share out among themselves
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import accumulate
+from typing import Any
 
-from . import backend
+from . import autograd, backend
+from .backend import Array
+from .nn import Module
+from .tensor import Tensor
 
 # Elements: weights, gradient, two moments and a result between them take 1.3 MB as float32. Much shorter stretches make
 # threads wait for the interpreter lock more than they compute.
@@ -16,60 +22,70 @@ CHUNK = 65536
 
 
 class FlatBuffer:
-    """The parameters of one group side by side, with their gradients and the optimiser's arrays of the same length."""
+    """The parameters of one group side by side, with their gradients and the optimiser's arrays of the same length.
 
-    def __init__(self, params, slots):
-        self.params = params
-        self.build(slots)
+    counts: how many updates each parameter has had.
+    """
 
-    def build(self, slots):
-        xp = backend.array_module(*(p.data for p in self.params))
-        size, dtype = sum(p.size for p in self.params), self.params[0].dtype
-        if any(p.dtype != dtype for p in self.params):
+    def __init__(self, params: list[Tensor], slots: int) -> None:
+        if any(p.dtype != params[0].dtype for p in params):
             raise ValueError("the parameters of one group must have one dtype")
-        self.data, self.grad = xp.empty(size, dtype), xp.zeros(size, dtype)
-        self.slots = [xp.zeros(size, dtype) for _ in range(slots)]
-        self.spans, start = [], 0
-        for p in self.params:
-            self.spans.append(slice(start, start + p.size))
-            start += p.size
-        self.views = [self.data[s].reshape(p.shape) for p, s in zip(self.params, self.spans, strict=True)]
-        self.grad_views = [self.grad[s].reshape(p.shape) for p, s in zip(self.params, self.spans, strict=True)]
+        xp, ends = backend.array_module(*(p.data for p in params)), list(accumulate(p.size for p in params))
+        self.params, self.counts = params, [0] * len(params)
+        self.data, self.grad, *self.slots = (xp.zeros(ends[-1], params[0].dtype) for _ in range(2 + slots))
+        self.spans = [slice(end - p.size, end) for p, end in zip(params, ends, strict=True)]
+        self.views = [self.data[s].reshape(p.shape) for p, s in zip(params, self.spans, strict=True)]
+        self.grad_views = [self.grad[s].reshape(p.shape) for p, s in zip(params, self.spans, strict=True)]
         self.attach()
 
-    def attach(self):
+    def __reduce__(self) -> tuple:
+        """A copy takes in its own copies of the parameters, which become views of its own buffer."""
+        return FlatBuffer, (self.params, len(self.slots)), {"counts": self.counts, "slots": self.slots}
+
+    def attach(self) -> None:
         """Make every Parameter's data a view of the buffer again where somebody replaced it."""
-        for p, view in zip(self.params, self.views, strict=True):
+        for p, view, span in zip(self.params, self.views, self.spans, strict=True):
             if p.data is not view:
+                if p.shape != view.shape:
+                    raise RuntimeError(f"a parameter has changed its shape from {view.shape} to {p.shape}")
                 view[...] = p.data
                 p.data = view
+                autograd.writes.note(self.data, (span.start, span.stop))
 
-    def gather(self):
-        """Bring all gradients into the buffer; returns the spans to update: those of parameters with a gradient."""
+    def gather(self) -> list[tuple[slice, int]]:
+        """Bring all gradients into the buffer; returns the spans to update and for the how manieth time.
+
+        They are those of the parameters with a gradient, in as few pieces as possible.
+        """
         self.attach()
-        spans = []
-        for p, view, span in zip(self.params, self.grad_views, self.spans, strict=True):
-            if p.grad is None:
-                continue
-            if p.grad is not view:
-                view[...] = p.grad
-            if spans and spans[-1].stop == span.start:
-                spans[-1] = slice(spans[-1].start, span.stop)
-            else:
-                spans.append(span)
-        return spans
+        learning = [i for i, p in enumerate(self.params) if p.grad is not None]
+        for i in learning:
+            grad: Array = self.params[i].grad
+            view = self.grad_views[i]
+            if grad is not view:
+                if grad.shape != view.shape:
+                    raise ValueError(f"the gradient of a parameter of shape {view.shape} has shape {grad.shape}")
+                view[...] = grad
+        pieces: list[tuple[slice, int]] = []
+        for i in learning:
+            self.counts[i] += 1
+            span, count = self.spans[i], self.counts[i]
+            if pieces and pieces[-1][0].stop == span.start and pieces[-1][1] == count:
+                span = slice(pieces.pop()[0].start, span.stop)
+            pieces.append((span, count))
+        return pieces
 
-    def chunks(self, spans):
-        """(data, grad, *slots) stretches of at most CHUNK elements; on a GPU, which has no such cache, whole spans."""
-        arrays = (self.data, self.grad, *self.slots)
+    def stretches(self, pieces: list[tuple[slice, int]]) -> Iterator[tuple]:
+        """(data, gradient, count, *slots) of at most CHUNK elements; of whole pieces on a GPU: it has no such cache."""
         size = CHUNK if backend.device_of(self.data) == "cpu" else self.data.size
-        for span in spans:
+        for span, count in pieces:
+            autograd.writes.note(self.data, (span.start, span.stop))
             for start in range(span.start, span.stop, size):
                 stretch = slice(start, min(start + size, span.stop))
-                yield [a[stretch] for a in arrays]
+                yield self.data[stretch], self.grad[stretch], count, *(slot[stretch] for slot in self.slots)
 
 
-def one_after_another(work, items):
+def one_after_another(work: Callable, items: list[tuple]) -> None:
     """work(*item) for all items, on this thread."""
     for item in items:
         work(*item)
@@ -84,22 +100,27 @@ class Optimizer:
 
     slots = 0
 
-    def __init__(self, params, **defaults):
+    def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
+        if isinstance(params, (Tensor, Module, dict)):
+            raise TypeError("the optimiser needs a list of Parameters, such as model.parameters()")
         params = list(params)
         if not params:
             raise ValueError("the optimiser got no parameters")
         groups = params if isinstance(params[0], dict) else [{"params": params}]
         groups = [{**defaults, **g, "params": list(g["params"])} for g in groups]
-        self.param_groups = [g for g in groups if g["params"]]
+        self.param_groups: list[dict[str, Any]] = [g for g in groups if g["params"]]
+        _check_params([p for g in groups for p in g["params"]])
+        for group in self.param_groups:
+            _check_options(group)
         self.buffers = [FlatBuffer(g["params"], self.slots) for g in self.param_groups]
         self.steps = 0
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
-    def step(self, spread=one_after_another):
+    def step(self, spread: Callable[[Callable, list[tuple]], None] = one_after_another) -> None:
         """Update all parameters from their `.grad`.
 
         spread(work, items) calls work(*item) for all items of a list, which threads may share out among themselves:
@@ -112,31 +133,59 @@ class Optimizer:
                     "the model moved to another device after the optimiser was made; make the optimiser after .to()"
                 )
             xp = backend.array_module(buffer.data)
-            spread(partial(self.update, xp, group), list(buffer.chunks(buffer.gather())))
+            spread(partial(self.update, xp, group), list(buffer.stretches(buffer.gather())))
 
-    def update(self, xp, group, p, g, *slots):
-        """Change the stretch p in place, given its gradient g."""
+    def update(self, xp: Any, group: dict, p: Array, g: Array, count: int, *slots: Array) -> None:
+        """Change the stretch p in place for the `count`-th time, given its gradient g."""
         raise NotImplementedError
 
-    def gradient_views(self):
+    def gradient_views(self) -> dict[Tensor, Array]:
         """Parameter -> its stretch of the flat gradient buffer: what is written there, `step` need not copy."""
         return {p: v for b in self.buffers for p, v in zip(b.params, b.grad_views, strict=True)}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain values and copies of the optimiser's arrays, by name."""
-        arrays = {f"{i}.{j}": s.copy() for i, b in enumerate(self.buffers) for j, s in enumerate(b.slots)}
-        return {"steps": self.steps, "lr": [g["lr"] for g in self.param_groups], "arrays": arrays}
+        arrays = {name: slot.copy() for name, slot in self._named_slots().items()}
+        counts = [list(b.counts) for b in self.buffers]
+        return {"steps": self.steps, "counts": counts, "lr": [g["lr"] for g in self.param_groups], "arrays": arrays}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, into an optimiser over the same parameters."""
-        mine = {f"{i}.{j}": s for i, b in enumerate(self.buffers) for j, s in enumerate(b.slots)}
-        if mine.keys() != state["arrays"].keys() or any(a.shape != state["arrays"][k].shape for k, a in mine.items()):
+        mine, steps = self._named_slots(), int(state["steps"])
+        # a state without counts comes from an optimiser that took the same count for all
+        counts = state.get("counts") or [[steps] * len(b.params) for b in self.buffers]
+        if (
+            mine.keys() != state["arrays"].keys()
+            or any(a.shape != state["arrays"][k].shape for k, a in mine.items())
+            or [len(c) for c in counts] != [len(b.params) for b in self.buffers]
+        ):
             raise ValueError("load_state_dict: the state belongs to an optimiser over other parameters")
         for name, array in mine.items():
             array[...] = backend.to_device(state["arrays"][name], backend.device_of(array))
-        self.steps = int(state["steps"])
-        for group, lr in zip(self.param_groups, state["lr"], strict=True):
-            group["lr"] = float(lr)
+        self.steps = steps
+        for group, rate in zip(self.param_groups, state["lr"], strict=True):
+            group["lr"] = float(rate)
+        for buffer, own in zip(self.buffers, counts, strict=True):
+            buffer.counts = list(own)
+
+    def _named_slots(self) -> dict[str, Array]:
+        return {f"{i}.{j}": slot for i, b in enumerate(self.buffers) for j, slot in enumerate(b.slots)}
+
+
+def _check_params(params: list[Any]) -> None:
+    for p in params:
+        if not isinstance(p, Tensor) or p.node is not None or p.dtype.kind != "f":
+            raise TypeError(f"an optimiser updates Parameters, not {p!r:.80}")
+    if len(set(params)) != len(params):
+        raise ValueError("the optimiser got the same Parameter twice")
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    for name in group.keys() & {"lr", "momentum", "weight_decay", "eps"}:
+        backend.check_number(name, group[name], 0)
+    betas = group.get("betas", (0, 0))
+    if len(betas) != 2 or not all(backend.is_number(b, 0) and b < 1 for b in betas):
+        raise ValueError(f"betas must be two numbers from 0 and below 1, not {betas!r}")
 
 
 class SGD(Optimizer):
@@ -144,10 +193,18 @@ class SGD(Optimizer):
 
     slots = 1
 
-    def __init__(self, params, lr, momentum=0.0, weight_decay=0.0, nesterov=False):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
-    def update(self, xp, group, p, g, v):
+    def update(self, xp: Any, group: dict, p: Array, g: Array, count: int, *slots: Array) -> None:
+        (v,) = slots
         g = g + group["weight_decay"] * p
         v *= group["momentum"]
         v += g
@@ -159,15 +216,23 @@ class AdamW(Optimizer):
     1711.05101).
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
-    p = p (1 - lr weight_decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+    p = p (1 - lr weight_decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) in the t-th update of p.
     """
 
     slots = 2
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def update(self, xp, group, p, g, m, v):
+    def update(self, xp: Any, group: dict, p: Array, g: Array, count: int, *slots: Array) -> None:
+        m, v = slots
         b1, b2 = group["betas"]
         t = g - m
         t *= 1 - b1
@@ -177,10 +242,10 @@ class AdamW(Optimizer):
         t *= 1 - b2
         v += t
         xp.sqrt(v, out=t)
-        t *= 1 / math.sqrt(1 - b2**self.steps)
+        t *= 1 / math.sqrt(1 - b2**count)
         t += group["eps"]
         xp.divide(m, t, out=t)
-        t *= group["lr"] / (1 - b1**self.steps)
+        t *= group["lr"] / (1 - b1**count)
         if group["weight_decay"]:
             p *= 1 - group["lr"] * group["weight_decay"]
         p -= t
@@ -192,30 +257,31 @@ class WarmupCosine:
     Call `step()` after every `optimizer.step()`; the groups' learning rates at construction are the peak.
     """
 
-    def __init__(self, optimizer, total, warmup=0, final=0.0):
-        if total < 1 or not 0 <= warmup <= total:
+    def __init__(self, optimizer: Any, total: int, warmup: int = 0, final: float = 0.0) -> None:
+        if total < 1 or not 0 <= warmup <= total or not 0 <= final < math.inf:
             raise ValueError(
-                f"the schedule needs total >= 1 and 0 <= warmup <= total, not total={total}, warmup={warmup}"
+                "the schedule needs total >= 1 and 0 <= warmup <= total and final >= 0,"
+                f" not total={total}, warmup={warmup}, final={final}"
             )
         self.optimizer, self.total, self.warmup, self.final = optimizer, total, warmup, final
         self.peak = [g["lr"] for g in optimizer.param_groups]
         self.resume(0)
 
-    def factor(self, step):
+    def factor(self, step: int) -> float:
         """The factor for the update with number `step`, counted from 0."""
         return warmup_cosine(step, self.total, self.warmup, self.final)
 
-    def step(self):
+    def step(self) -> None:
         self.resume(self.last + 1)
 
-    def resume(self, last):
+    def resume(self, last: int) -> None:
         """Set the learning rates for the update after the `last`-th."""
         self.last = last
         for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * self.factor(last)
 
 
-def warmup_cosine(step, total, warmup=0, final=0.0):
+def warmup_cosine(step: int, total: int, warmup: int = 0, final: float = 0.0) -> float:
     """A factor that rises linearly to 1 over `warmup` steps, then falls to `final` along half a cosine."""
     if step < warmup:
         return (step + 1) / warmup
@@ -223,11 +289,14 @@ def warmup_cosine(step, total, warmup=0, final=0.0):
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def clip_grad_norm(parameters, max_norm):
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients by one factor so that their joint 2-norm is at most max_norm; returns the norm before.
 
     The norm is a number; on a GPU an array without axes, which nobody has to wait for.
     """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must be a number from 0, not {max_norm!r}")
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     grads = [p.grad for p in parameters if p.grad is not None]
     squares = [(g * g).sum() for g in grads]
     if not grads or backend.device_of(grads[0]) == "cpu":
@@ -244,16 +313,17 @@ def clip_grad_norm(parameters, max_norm):
     return norm
 
 
-def decay_groups(model, weight_decay):
+def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for a model: weight decay for matrices; none for biases, norms, tokens and positions.
 
     The latent weights of low-bit layers, whose learning rate means something else, are a group of their own, with
     "low_bit" True.
     """
-    latent = {m.weight for m in model.modules() if hasattr(m, "centre")}  # the BitLinear layers
-    low_bit = {"params": [], "weight_decay": weight_decay, "low_bit": True}
-    matrices = {"params": [], "weight_decay": weight_decay}
-    rest = {"params": [], "weight_decay": 0.0}
+    bit_linear: list[Any] = [m for m in model.modules() if hasattr(m, "centre")]
+    latent = {layer.weight for layer in bit_linear}
+    low_bit: dict[str, Any] = {"params": [], "weight_decay": weight_decay, "low_bit": True}
+    matrices: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
+    rest: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for p in model.parameters():
         (low_bit if p in latent else matrices if p.ndim == 2 else rest)["params"].append(p)
     return [low_bit, matrices, rest]

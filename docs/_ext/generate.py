@@ -153,6 +153,7 @@ def op_page(name, cls, cases, mutants):
         *(raw(paragraph, "derivation") for paragraph in derivation.split("\n\n")),
         heading("Code", "-"),
         quote(cls),
+        *(quote(base) for base in cls.__mro__[1:-1] if base is not ops.Function),  # a backward that several share
     ]
     if below := helpers(cls):
         parts += ["What it calls:\n", *(quote(helper) for helper in below)]

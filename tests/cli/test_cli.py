@@ -346,8 +346,7 @@ def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):
     assert [line.split("  ")[0] for line in lines] == pictures
     model = tb.load(model_file)
     for line, path in zip(lines, pictures, strict=True):
-        image = read_image(path, (8, 8, 1))
-        probabilities = model.predict_proba(image[None])[0]
+        probabilities = model.predict_proba(model.read_images([path]))[0]  # drawings in its own polarity
         _, label, probability = line.split("  ")
         assert label == model.classes_[probabilities.argmax()]
         assert float(probability) == pytest.approx(probabilities.max(), abs=6e-4)

@@ -262,10 +262,6 @@ def test_patch_size_may_be_one_number(rng):
     assert np.array_equal(F.unpatchify(patches, 2, 4).data, x)
 
 
-def test_the_loss_has_torchs_name_too():
-    assert F.mse is F.mse_loss
-
-
 @pytest.mark.parametrize(
     "call, error, words",
     [
@@ -274,7 +270,7 @@ def test_the_loss_has_torchs_name_too():
         (lambda x: F.layer_norm(x, bias=np.ones(2)), ValueError, "a bias without a weight; pass weight=ones"),
         (lambda x: F.concatenate([]), ValueError, "concatenate needs at least one Tensor"),
         (lambda x: F.softplus(x), AttributeError, "no attribute 'softplus'"),
-        (lambda x: x**x, TypeError, "exponent of a power must be a Python number"),
+        (lambda x: x ** "2", TypeError, "numbers"),
         (lambda x: x.__setitem__(0, 1.0), TypeError, "no in-place operations; build a new one with"),
         (lambda x: len(x.sum()), TypeError, "Tensor without axes"),
         (

@@ -74,7 +74,6 @@ MODULES = {
     "LayerScale": (lambda rng: nn.LayerScale(12, 0.1), (2, 3, 12)),
     "GELU": (lambda rng: nn.GELU("tanh"), (2, 3, 12)),
     "Dropout": (lambda rng: nn.Dropout(0.4), (2, 3, 12)),
-    "Sequential": (lambda rng: nn.Sequential(nn.Linear(12, 8, rng=rng), nn.GELU()), (2, 3, 12)),
     "MultiHeadAttention": (lambda rng: nn.MultiHeadAttention(12, 3), (2, 5, 12)),
     "PatchEmbed": (lambda rng: nn.PatchEmbed(8, 4, 3, 12, rng), (2, 8, 8, 3)),
     "TokenEmbed": (lambda rng: nn.TokenEmbed(nn.PatchEmbed(8, 4, 3, 12, rng), 12, True, 2, rng), (2, 8, 8, 3)),

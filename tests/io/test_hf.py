@@ -11,7 +11,7 @@ import torch
 
 import tinybitvit as tb
 from tinybitvit.io import CheckpointError, export, load_model
-from tinybitvit.quant import BitLinear
+from tinybitvit.quant import BitLinear, Quantizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -61,6 +61,45 @@ def test_transformers_reads_the_same_layers(bitnet, tmp_path, rng, bits, granula
         x = rng.standard_normal((3, 5, layer.in_features)).astype("float32")
         with tb.no_grad(), torch.no_grad():
             np.testing.assert_allclose(layer(tb.Tensor(x)).data, theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor"])
+@pytest.mark.parametrize("bits", [1.58, 1])
+def test_one_scale_a_layer_loads_into_a_fresh_layer_of_transformers(bitnet, tmp_path, rng, bits, granularity):
+    """Without touching its buffers; the scale is that of least squares, and exact where the model has one anyway."""
+    model = make_model(rng, bits, granularity=granularity)
+    export(model, tmp_path / "m.safetensors", "hf", per_tensor=True)
+    arrays = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BitLinear):
+            continue
+        sizes = layer.in_features, layer.out_features
+        theirs = bitnet.BitLinear(*sizes, bias=True, dtype=torch.float32, use_rms_norm=layer.norm is not None)
+        own = {n.removeprefix(f"{name}."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(f"{name}.")}
+        theirs.load_state_dict(own)
+        codes, _ = layer.codes()
+        w, scale = layer.quantized_weight().astype("float64"), 1 / float(arrays[f"{name}.weight_scale"][0])
+        best = np.linalg.lstsq(codes.reshape(-1, 1).astype("float64"), w.ravel(), rcond=None)[0][0]
+        assert scale == pytest.approx(best, rel=1e-5)
+        x = rng.standard_normal((3, 5, layer.in_features)).astype("float32")
+        with tb.no_grad(), torch.no_grad():
+            if granularity == "row":
+                layer.weight.data[...] = codes * scale  # of one scale, that which the file has
+                layer.quantizer = OneScale(codes, np.float32(scale))
+            np.testing.assert_allclose(layer(tb.Tensor(x)).data, theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+class OneScale(Quantizer):
+    """Codes and scale that are given."""
+
+    levels = (-1, 0, 1)
+
+    def __init__(self, codes, scale):
+        super().__init__()
+        self.given = codes, np.full((1, 1), scale)
+
+    def codes(self, xp, w):
+        return self.given
 
 
 def test_everything_is_in_the_file(tmp_path, rng):

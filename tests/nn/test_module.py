@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from sequential import Sequential
 
 from tinybitvit import Tensor, nn
 from tinybitvit.models import VisionTransformer
@@ -31,7 +32,7 @@ class Tree(Module):
         super().__init__()
         self.scale = Parameter(np.ones(2, "float32"))
         self.first = Leaf(1.0)
-        self.rest = [Leaf(2.0), nn.Linear(2, 2), nn.Sequential(Leaf(3.0), Leaf(4.0))]
+        self.rest = [Leaf(2.0), nn.Linear(2, 2), Sequential(Leaf(3.0), Leaf(4.0))]
         self.pair = (Leaf(5.0), "not a module", None)
         self.nothing = None
 
@@ -87,7 +88,7 @@ def test_a_shared_parameter_is_listed_once():
 
 def test_a_shared_parameter_gets_the_sum_of_its_gradients():
     layer = nn.Linear(3, 3)
-    twice = nn.Sequential(layer, layer)
+    twice = Sequential(layer, layer)
     x = np.arange(6.0, dtype="float32").reshape(2, 3)
     g = np.array([[1, -2, 3], [0.5, 1, -1]], "float32")
     twice(Tensor(x)).backward(g)
@@ -109,7 +110,7 @@ def test_vision_transformer_names():
 
 
 def test_repr_shows_the_tree():
-    assert repr(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.1))) == (
+    assert repr(Sequential(nn.Linear(2, 3), nn.Dropout(0.1))) == (
         "Sequential(\n  (layers.0): Linear(2, 3, bias=True)\n  (layers.1): Dropout(0.1)\n)"
     )
     assert repr(nn.Linear(2, 3, bias=False)) == "Linear(2, 3, bias=False)"

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch_reference as reference
 from devices import each_device, each_run
+from sequential import Sequential
 from torch import nn as torch_nn
 from torch_reference import assert_close, compare, copy_weights, randomize
 
@@ -83,7 +84,7 @@ def test_layer_scale_starts_at_the_value_asked_for():
 
 @each_device
 def test_sequential_is_torchs(device, rng):
-    module = randomize(nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)), rng)
+    module = randomize(Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)), rng)
 
     class Reference(torch_nn.Module):
         def __init__(self):

@@ -7,12 +7,13 @@ import threading
 import numpy as np
 import pytest
 from devices import each_device
+from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 import tinybitvit as tb
 from tinybitvit.models import VisionTransformer
 from tinybitvit.optim import AdamW
-from tinybitvit.quant import WEIGHT_BITS, BitLinear, PackedLinear, Quantizer, describe, find_quantizer, watch
+from tinybitvit.quant import WEIGHT_BITS, BitLinear, PackedLinear, Quantizer, describe, find_quantizer, unpack, watch
 from tinybitvit.train import Trainer
 
 LOW_BITS = WEIGHT_BITS[1:]
@@ -175,6 +176,25 @@ def test_an_estimator_of_ones_own_quantiser(kind, layout, packed_bits, digits, t
         assert np.array_equal(again.decision_function(X[1200:]), expected)
     loaded = tb.load(tmp_path / "packed")
     assert loaded.bits == loaded.model_.config["bits"] == packed_bits
+
+
+@each_own
+def test_exports_hold_the_codes_of_ones_own_quantiser(kind, layout, packed_bits, tmp_path, rng):
+    """ONNX, for a runtime of another make; the page and transformers' layout, by the codes in their bytes."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = VisionTransformer(**SHAPE, quantizer=kind(), rng=rng)
+    tb.io.export(model, tmp_path / "m.onnx", float_images=True)
+    x = rng.standard_normal((3, 8, 8, 1)).astype("float32")
+    (logits,) = runtime.InferenceSession(tmp_path / "m.onnx").run(None, {"images": x})
+    np.testing.assert_allclose(logits, no_graph(model, x), atol=1e-4)
+    assert tb.web.to_html(model, tmp_path / "m.html")
+    if packed_bits > 1.58:
+        with pytest.raises(ValueError, match=r"weights of 1\.58 or 1 bit, not 3: export to ONNX"):
+            tb.io.export(model, tmp_path / "m", "hf")
+    else:
+        tb.io.export(model, tmp_path / "m", "hf")
+        weight = load_file(tmp_path / "m")["blocks.0.mlp.fc1.weight"]
+        assert np.array_equal(unpack(weight, "hf", (64, 16)), model.blocks[0].mlp.fc1.codes()[0])
 
 
 def test_names_are_quantisers_too(digits, tmp_path):

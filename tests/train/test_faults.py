@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from sequential import Sequential
 from test_io import mutate
 from test_resume import Cut, cut, damage, files_in, fit, make_data, original, result
 
@@ -167,7 +168,7 @@ class Overflow(nn.Module):
 class Chain(nn.Module):
     def __init__(self, first=None, second=None):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)), Overflow(first))
+        self.body = Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)), Overflow(first))
         self.head = Overflow(second)
 
     def forward(self, x):

@@ -112,7 +112,7 @@ def test_vit_estimator(rng):
     np.testing.assert_allclose(record.probabilities, model.predict_proba(X[:4]), atol=1e-5)
     assert record.classes == model.classes_.tolist() and list(record.target) == [record.classes.index("dog")] * 4
     np.testing.assert_array_equal(record.images, X[:4])
-    same = attention(model.model_, model._prepare(X[:4]), target=1)
+    same = attention(model.model_, model.prepare(X[:4]), target=1)
     np.testing.assert_array_equal(record.maps[1], same.maps[1])
     with pytest.raises(ValueError, match="'bird' is not among the model's classes"):
         attention(model, X[:4], target="bird")

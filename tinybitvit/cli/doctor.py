@@ -162,7 +162,7 @@ def operation_cases() -> dict[str, tuple]:
         "scaled_dot_product_attention": ([q, k, v],),
         "multi_head_attention": ([normal((2, 3, 12))], {"heads": 2}),
         "cross_entropy": ([x, rng.integers(0, 4, 3), positive[:, 0]], {"label_smoothing": 0.1, "wrt": (0,)}),
-        "mse": ([x, y],),
+        "mse_loss": ([x, y],),
         "kl_div": ([x, shares], {"wrt": (0,)}),
         "patchify": ([image], {"patch_size": (2, 3)}),
         "unpatchify": ([normal((2, 4, 18))], {"patch_size": (2, 3), "image_size": (4, 6)}),

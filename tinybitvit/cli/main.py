@@ -262,12 +262,12 @@ def predict(args: argparse.Namespace) -> int:
     print("image  class  probability", flush=True)
     for path in args.images:
         try:
-            image = tb.data.read_image(path, model.image_shape_)
+            images = model.read_images([path])
         except tb.data.DataError as error:  # the other pictures are answered all the same
             complain(f"tinybitvit: {sentence(error)}")
             status = BAD_INPUT
             continue
-        probabilities = model.predict_proba(image[None])[0]
+        probabilities = model.predict_proba(images)[0]
         best = probabilities.argmax()
         print(f"{printable(path)}  {printable(model.classes_[best])}  {probabilities[best]:.3f}", flush=True)
     return status
@@ -325,12 +325,11 @@ def export(args: argparse.Namespace) -> int:
     if args.format == "safetensors":
         model.save(args.out, packed=model.bits != 32)
     elif args.format == "onnx":
-        tb.io.export(model.model_, args.out, "onnx", preprocessing=model.normalize_.to_dict(), int8=args.int8)
+        tb.io.export(model.model_, args.out, "onnx", int8=args.int8)
     elif args.format == "html":
         paths = (args.model, *args.compare)
         models = dict(zip(model_names(paths), map(tb.load, paths), strict=True))
-        examples = [tb.data.read_image(path, model.image_shape_) for path in args.images]
-        tb.web.to_html(models, args.out, X=examples or None)
+        tb.web.to_html(models, args.out, X=model.read_images(args.images) if args.images else None)
     else:
         tb.io.export(model.model_, args.out, args.format)
     print(written(args.out))

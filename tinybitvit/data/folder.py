@@ -9,6 +9,7 @@ import numpy as np
 
 from .datasets import Dataset, stratified_split
 from .download import DataError, check_file
+from .images import Ground, border_mean
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # whatever a file is called: Pillow's rarer decoders are less guarded
@@ -96,16 +97,19 @@ def _stack(files: list[Path], shape: tuple[int, int] | None) -> np.ndarray:
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 
 
-def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int], ground: Ground | None = None) -> np.ndarray:
     """An image file as a model takes it: uint8 (H, W, C), stretched to H x W, made grey (C = 1) or RGB (C = 3).
 
-    Upright by its EXIF tag; of an animation the first picture; transparent pixels are white. Raises DataError for a
-    file that is missing or no image.
+    Upright by its EXIF tag; of an animation the first picture; transparent pixels are white. ground: 'dark' or 'light'
+    where all grey images of a training have such borders: a picture that has the other is a drawing of the other
+    polarity, and is inverted. Raises DataError for a file that is missing or no image.
     """
     height, width, channels = image_shape
     image = _decode(Path(path), (height, width))
     if channels == 1 and image.shape[2] == 3:
         image = np.rint(image @ LUMA).astype(np.uint8)[..., None]
+    if channels == 1 and ground is not None and (border_mean(image) > 127.5) != (ground == "light"):
+        image = 255 - image
     return np.ascontiguousarray(np.broadcast_to(image, (height, width, channels)))
 
 

@@ -1,8 +1,15 @@
-"""What counts as a batch of images with labels: shapes, finiteness, sizes that fit patches, known classes."""
+"""What counts as a batch of images with labels: shapes, units of pixels, sizes that fit patches, known classes."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+Ground = Literal["dark", "light"]
+DIM = 31  # whole numbers up to here may be dark bytes, but also 4-bit or other units, such as the 0..16 of the digits
+MARGIN = 0.25  # of the range from black to white: how far resampled pixels may lie beyond it
 
 
 def flat_shape(features: int) -> tuple[int, int, int]:
@@ -46,6 +53,149 @@ def check_images(X: np.ndarray, expected: tuple[int, ...] | None) -> np.ndarray:
         hint = ": channels come last, pass X.transpose(0, 2, 3, 1)" if turned else "; resize or crop the images to it"
         raise ValueError(f"X holds images of shape {shape}, but the model was fitted on {expected}{hint}")
     return X
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the pixels of images are: their dtype, their range, and whether they are whole numbers.
+
+    ground: 'dark' or 'light' where nearly all of them are grey images with such a border, as drawings are. sure: False
+    for what is only guessed, of a model whose file does not say.
+
+    Images in other units are converted where that is certain: uint8, and whole numbers up to 255 in any container, are
+    bytes; floats in 0..1 are bytes divided by 255. All else must look like what there was, or is refused.
+    """
+
+    dtype: str
+    low: float
+    high: float
+    whole: bool
+    ground: Ground | None = None
+    sure: bool = True
+
+    @classmethod
+    def of(cls, X: np.ndarray) -> "Units":
+        """Those of images (N, H, W, C). ValueError where a pixel is not finite."""
+        low, high = float(X.min()), float(X.max())
+        if not math.isfinite(low) or not math.isfinite(high):
+            check_finite(X)
+        blocks = (X[start : start + 256] for start in range(0, len(X), 256))
+        whole = X.dtype.kind != "f" or (low >= 0 and high <= 255 and all((x == np.rint(x)).all() for x in blocks))
+        return cls(X.dtype.name, low, high, whole)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} pixels from {self.low:.4g} to {self.high:.4g}"
+
+    @property
+    def bytes(self) -> bool:
+        """Whether the pixels can be bytes, whatever holds them."""
+        return self.whole and self.low >= 0 and self.high <= 255 and self.dtype != "bool"
+
+    @property
+    def white(self) -> float | None:
+        """The number that is white, 255 or 1, where it is certain; black is 0 then."""
+        if self.bytes and self.high > DIM:
+            return 255.0
+        return 1.0 if self.low >= 0 and self.high <= 1 and self._kind in "fb" else None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The numbers that stand for black and white in a picture."""
+        if self.dtype == "uint8":
+            return 0.0, 255.0
+        low = min(self.low, 0.0)
+        return low, self.white or max(self.high, low + 1)
+
+    @property
+    def divisor(self) -> float:
+        """By what `Normalize` divides the pixels first."""
+        return 255.0 if self.dtype == "uint8" else 1.0
+
+    def of_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        """Bytes of pictures in these units: as they are where bytes are known, else from `ends` to `ends`."""
+        if self.white or self.dtype == "uint8" or not self.sure:
+            return pictures
+        black, white = self.ends
+        return (black + pictures * np.float32((white - black) / 255)).astype(np.float32)
+
+    def conversion(self, X: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """The function that brings X, or parts of it, into these units. ValueError where that is not certain."""
+        if X.dtype == self.dtype == np.uint8 and self.white:
+            return lambda part: part  # the usual case, without a look at the pixels
+        asked = Units.of(X)
+        factor = self.factor(asked)
+        if factor == 1:
+            return lambda part: part
+        if (
+            asked.bytes
+            and factor in (255, 1 / 255)
+            and self.dtype != asked.dtype
+            and "uint8" in (self.dtype, asked.dtype)
+        ):
+            kind = np.uint8 if self.dtype == "uint8" else np.float32
+            return lambda part: part.astype(kind)
+        if factor < 1:
+            return lambda part: np.divide(part, 1 / factor, dtype=np.float32)
+        return lambda part: np.multiply(part, factor, dtype=np.float32)
+
+    def factor(self, asked: "Units") -> float:
+        """What the pixels that are asked about, divided by their divisor, are multiplied by to be as those of the fit.
+
+        ValueError where that is not certain.
+        """
+        white = 255.0 if asked.dtype == "uint8" else asked.white
+        fits, ratio = True, 1.0
+        if not self.sure:
+            return 1.0
+        if self.white is None:
+            fits = self._resembles(asked)
+        elif white is None:
+            far = max(-asked.low, asked.high - self.white) > MARGIN * self.white
+            near = self._kind == asked._kind and not far and (asked.whole or self.white == 1 or asked.high > DIM)
+            fits = near or asked.low == asked.high == 0  # black is 0 in all units
+        elif (self.white, white) == (255, 1) and asked.bytes and asked.high:
+            fits = False  # 0.0 and 1.0: the darkest bytes, or black and white?
+        else:
+            ratio = self.white / white
+        if not fits:
+            raise ValueError(
+                f"X holds {asked}, but the model was fitted on {self}, and how to convert them is not certain: scale X"
+                " to the range of the fit, or give bytes as uint8"
+            )
+        return ratio * asked.divisor / self.divisor
+
+    @property
+    def _kind(self) -> str:
+        """What numbers are compared without a conversion: uint8, other whole numbers (i), floats (f), bools (b)."""
+        return "uint8" if self.dtype == "uint8" else np.dtype(self.dtype).kind.replace("u", "i")
+
+    def _resembles(self, asked: "Units") -> bool:
+        """Whether pixels can be in these units, for which no conversion is known."""
+        span = self.high - self.low or abs(self.high) or 1.0
+        floor = self.low - (span if self.low else 0.02 * span)  # where the least is 0, pixels begin there
+        if asked.low < floor or asked.high > self.high + span:
+            return False
+        if self.whole and not asked.whole:
+            return False
+        if asked.dtype != self.dtype and (asked.high <= 255 < self.high or (asked.dtype == "uint8" and not self.whole)):
+            return False
+        looks_like_fractions = asked.white == 1 and asked.low == 0 and asked.high > 0.5
+        return not looks_like_fractions or (self.low >= 0 and self.high <= 2)
+
+
+def ground_of(X: np.ndarray, units: Units) -> Ground | None:
+    """'dark' or 'light' where nine of ten grey images (N, H, W, 1) have such a border."""
+    if X.shape[3] != 1 or min(X.shape[1:3]) < 4:
+        return None
+    middle = sum(units.ends) / 2
+    light = np.mean([border_mean(x) > middle for x in X[:: 1 + len(X) // 1000]])
+    return "dark" if light <= 0.1 else "light" if light >= 0.9 else None
+
+
+def border_mean(image: np.ndarray) -> float:
+    """The mean of the outermost pixels of an image (H, W, 1)."""
+    rows, columns = image[[0, -1]], image[1:-1, [0, -1]]
+    return float(np.concatenate([rows.ravel(), columns.ravel()]).mean(dtype=np.float64))
 
 
 def check_finite(X: np.ndarray) -> None:

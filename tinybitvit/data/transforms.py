@@ -6,10 +6,14 @@ X, and draws from a host ``numpy.random.Generator``: the same state gives the sa
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+from .images import Ground, Units, ground_of
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -17,15 +21,17 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class Normalize:
     """(x - mean) / std for each channel, as float32; uint8 images are divided by 255 first.
 
-    ``mean`` and ``std`` are scalars or one value a channel; other dtypes than uint8 are taken as they are.
+    ``mean`` and ``std`` are scalars or one value a channel; other dtypes than uint8 are taken as they are. ``units``
+    are those of the images that it was fitted on (None: unknown); ``preparation`` converts others to them.
     """
 
-    def __init__(self, mean, std):
+    def __init__(self, mean, std, units: Units | None = None):
         self.mean, self.std = np.atleast_1d(np.asarray(mean, np.float32)), np.atleast_1d(np.asarray(std, np.float32))
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             raise ValueError(f"mean and std need one value a channel, got {self.mean.shape} and {self.std.shape}")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
             raise ValueError("mean and std must be finite and std above zero: are there NaN or infinite pixels?")
+        self.units = units or self._guessed_units()
 
     @classmethod
     def fit(cls, X: np.ndarray) -> "Normalize":
@@ -50,7 +56,10 @@ class Normalize:
         std = np.sqrt(channel_means(lambda block: (block - center) ** 2))
         unit = 255.0 if X.dtype == np.uint8 else 1.0
         constant = std <= 1e-6 * np.abs(mean)  # up to rounding errors
-        return cls(mean / unit, np.where(constant, 1.0, std / unit))
+        fitted = cls(mean / unit, np.where(constant, 1.0, std / unit))
+        units = Units.of(X)
+        fitted.units = replace(units, ground=ground_of(X, units))
+        return fitted
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Images (N, H, W, C) of any dtype to float32."""
@@ -66,13 +75,54 @@ class Normalize:
         out *= scale
         return out.reshape(X.shape)
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def preparation(self, X: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """The one rule for images X that a model is asked about: bring them into the units of the fit, then normalise.
+
+        Returns the function for batches of X, because a batch alone may not tell its units. ValueError where they are
+        not certain.
+        """
+        convert = self.units.conversion(X)
+        return lambda batch: self(convert(batch))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Black and white of a picture, as the numbers that are compared with the mean."""
+        black, white = self.units.ends
+        return black / self.units.divisor, white / self.units.divisor
+
+    def for_pictures(self) -> dict[str, list[float]]:
+        """{"mean", "std"} for pictures in 0..1, whose black and white become those of the training images."""
+        black, white = self.ends
+        return {"mean": ((self.mean - black) / (white - black)).tolist(), "std": (self.std / (white - black)).tolist()}
+
+    def sight(self, other: "Normalize", X: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+        """The function from images as this normalises them to the same images as `other` does (None: no difference).
+
+        X: some of them, in the units of this.
+        """
+        mean, std = self.mean.astype(np.float64), self.std.astype(np.float64)
+        factor = other.units.factor(Units.of(X))
+        scale, offset = std * factor / other.std, (mean * factor - other.mean) / other.std
+        if (scale == 1).all() and (offset == 0).all():
+            return None
+        return lambda x: x * scale.astype(np.float32) + offset.astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
         """JSON-safe, exact: ``Normalize.from_dict(n.to_dict())`` has the same bits."""
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return values | ({} if self.units == self._guessed_units() else {"units": asdict(self.units)})
 
     @classmethod
-    def from_dict(cls, values: dict[str, list[float]]) -> "Normalize":
-        return cls(values["mean"], values["std"])
+    def from_dict(cls, values: dict[str, Any]) -> "Normalize":
+        return cls(values["mean"], values["std"], Units(**values["units"]) if values.get("units") else None)
+
+    def _guessed_units(self) -> Units:
+        """Those of pixels with this mean and std, sure for bytes and floats in 0..1 alone: here they are the same."""
+        mean = float(self.mean.mean())
+        high = 1.0 if self.mean.max() <= 1 else 16.0 if self.mean.max() <= 8 else 255.0
+        ground: Ground | None = "dark" if len(self.mean) == 1 and mean < high / 2 else None
+        sure = bool(high == 1 and self.mean.min() >= 0 and self.std.max() <= 0.5)
+        return Units("float32", 0.0, high, False, ground, sure)
 
 
 def random_flip(X: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,48 +1,137 @@
 """tb.ViT in a file: the network of `checkpoint`, and beside it parameters, classes, normalisation and history."""
 
+import json
 import math
+import os
+from typing import Any
 
 import numpy as np
 
+from .. import functional as F
 from ..data import Normalize
+from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..quant import Quantizer
+from .inputs import default_of, plain
+
+NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
 
-def save_classifier(path, classifier, packed=False, half=False):
-    """Write a fitted tb.ViT. Parameters that no file can hold (other models, functions) are left at their defaults."""
-    plain = (str, int, float, bool, type(None), tuple, list)
-    labels = classifier.classes_
+def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = False, half: bool = False) -> None:
+    """Write a fitted tb.ViT.
+
+    The parameters of the network are written as the network has them. Of others that no file can hold (models,
+    functions) a text such as '<ViT>' is kept, which a fit that needs them refuses. ValueError for such labels.
+    """
+    params = classifier.get_params(deep=False) | changed_options(classifier)
+    if isinstance(classifier.quantizer, Quantizer):  # packed bytes are of a built-in width
+        params["bits"] = classifier.quantizer.packed_bits
+    names = getattr(classifier, "feature_names_in_", None)
     fitted = {
-        "params": {k: v for k, v in classifier.get_params(deep=False).items() if isinstance(v, plain)},
-        "classes": labels.tolist(),
-        "classes_dtype": labels.dtype.str,
+        "params": {name: to_json(value) for name, value in params.items()},
+        "classes": labels_to_json(classifier.classes_),
+        "classes_dtype": classifier.classes_.dtype.str,
         "image_shape": classifier.image_shape_,
+        "feature_names": None if names is None else names.tolist(),
         "normalize": classifier.normalize_.to_dict(),
         "history": classifier.history_,
+        "interrupted": classifier.interrupted_,
     }
-    if isinstance(classifier.quantizer, Quantizer):  # the loaded model has none: its bytes are of a built-in width
-        fitted["params"]["bits"] = classifier.quantizer.packed_bits
     save_model(path, classifier.model_, {"classifier": fitted}, packed=packed, half=half)
 
 
-def load_classifier(path, cls, device="cpu"):
+def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> Any:
     """A fitted `cls` (tb.ViT) from a file of `save_classifier`, its network on a device. Raises CheckpointError."""
     model, metadata, _ = load_model(path)
     try:
         fitted = metadata["classifier"]
-        loaded = cls(**fitted["params"])
-        loaded.classes_ = np.asarray(fitted["classes"], dtype=fitted["classes_dtype"])
+        loaded = cls(**{name: from_json(value) for name, value in fitted["params"].items()})
+        loaded.classes_ = labels_from_json(fitted["classes"], fitted["classes_dtype"])
         loaded.image_shape_ = tuple(fitted["image_shape"])
         loaded.normalize_ = Normalize.from_dict(fitted["normalize"])
         loaded.history_ = fitted["history"]
-        loaded.n_iter_ = len(loaded.history_["loss"])
+        loaded.interrupted_ = bool(fitted.get("interrupted"))
         loaded.n_features_in_ = math.prod(loaded.image_shape_)
-    except (KeyError, TypeError, ValueError) as error:
+        if fitted.get("feature_names"):
+            loaded.feature_names_in_ = np.array(fitted["feature_names"], object)
+        shape = (*F.as_pair(model.config["image_size"]), model.config["in_channels"])
+        if (
+            shape != loaded.image_shape_
+            or loaded.classes_.shape != (model.config["num_classes"],)
+            or loaded.n_iter_ < 0
+        ):
+            raise ValueError(f"images {loaded.image_shape_} and classes {loaded.classes_.shape} are not the network's")
+    except Exception as error:  # whatever a description with a right sha256 can do wrong
         raise CheckpointError(
             f"{path} holds a network but no tb.ViT ({error!r}); read it with tb.io.load_model"
         ) from error
+    model.preprocessing = loaded.normalize_.for_pictures()
     loaded.model_ = model.to(device)
-    loaded.interrupted_ = False
     return loaded
+
+
+def changed_options(classifier: Any) -> dict[str, Any]:
+    """The options of the network, as it has them, where the classifier's parameters say something else."""
+    config, changed = classifier.model_.config, {}
+    for name in NETWORK:
+        if name == "bits" and classifier.quantizer is not None:
+            continue  # they are those of the quantiser
+        value = plain(getattr(classifier, name))
+        if name == "patch_size":
+            value = auto_patch(classifier.image_shape_) if value == "auto" else F.as_pair(value)
+        if value != (F.as_pair(config[name]) if name == "patch_size" else config[name]):
+            changed[name] = config[name]
+    return changed
+
+
+def check_unchanged(classifier: Any, options: Any) -> None:
+    """ValueError where an option was set to what the fitted network is not."""
+    for name, value in changed_options(classifier).items():
+        given = getattr(options, name)
+        # A default may stand for what came from `init_from`
+        if given != default_of(classifier, name) or name in ("bits", "activation_bits"):
+            raise ValueError(f"{name} was set to {given!r}, but the network has {value!r}: call fit, or set it back")
+
+
+def to_json(value: Any) -> Any:
+    """A parameter as JSON holds it: tuples and dicts marked, anything else than numbers and text by its name in <>."""
+    value = plain(value)
+    if isinstance(value, (tuple, list)):
+        values = [to_json(v) for v in value]
+        return {"tuple": values} if isinstance(value, tuple) else values
+    if isinstance(value, dict):
+        return {"dict": [[to_json(k), to_json(v)] for k, v in value.items()]}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    plain_types = (str, int, float, bool, type(None))
+    return value if isinstance(value, plain_types) else f"<{getattr(value, '__qualname__', type(value).__name__)}>"
+
+
+def from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [from_json(v) for v in value]
+    if isinstance(value, dict):
+        ((kind, values),) = value.items()
+        return {"tuple": tuple, "dict": dict}[kind](from_json(v) for v in values)
+    return value
+
+
+def labels_to_json(classes: np.ndarray) -> list:
+    """Labels as JSON holds them. ValueError for such that would come back as something else."""
+    found = (classes.view("i8") if classes.dtype.kind in "mM" else classes).tolist()
+    try:
+        back = labels_from_json(json.loads(json.dumps(found)), classes.dtype.str)
+        same = back.dtype == classes.dtype and all(a == b for a, b in zip(back, classes, strict=True))
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f"a file cannot hold labels such as {classes[0]!r}: fit the model on numbers or text")
+    return found
+
+
+def labels_from_json(labels: list, dtype: str) -> np.ndarray:
+    kind = np.dtype(dtype)
+    if kind.itemsize * len(labels) > 1 << 26:
+        raise ValueError(f"{len(labels)} labels of {kind.itemsize} bytes each")
+    return np.array(labels, "i8").view(kind) if kind.kind in "mM" else np.array(labels, kind)

@@ -1,7 +1,5 @@
 """tb.quantize: a low-bit copy of a trained tb.ViT without training."""
 
-import copy
-
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
@@ -23,15 +21,14 @@ def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
     if teacher.model_.config["bits"] != 32 or bits == 32:
         raise ValueError("quantize makes a low-bit copy of a 32-bit model: give a model of 32 bits, and bits below 32")
     rng = np.random.default_rng(check_random_state(random_state).randint(2**31))
-    network, student = teacher.model_, copy.copy(teacher)
+    network = teacher.model_
     options = shape_of(network, {}) | {name: network.config[name] for name in ("in_channels", "num_classes")}
     options |= find_recipe("best", bits, True, 0.0).network | {"activation_bits": teacher.activation_bits}
-    student.bits, student.recipe = bits, None
-    student.history_, student._rng, student._optimizer = copy.deepcopy(teacher.history_), rng, None
-    student.model_ = VisionTransformer(teacher.image_shape_[:2], bits=bits, **options, rng=rng)
+    rounded = VisionTransformer(teacher.image_shape_[:2], bits=bits, **options, rng=rng)
+    student = teacher.with_network(rounded, rng, bits=bits, recipe=None)
     start_from(student.model_, network)
     student.model_.to(device_of(network))
-    X = teacher._check_images(X, reset=False)
+    X = teacher.check_images(X)
     X = X[rng.permutation(len(X))[:images]]
     augment = make_augment(teacher.augment, teacher.image_shape_)
     x = teacher.normalize_(X if augment is None else augment(X, rng))

@@ -1,27 +1,26 @@
 """tb.ViT: the Vision Transformer as a scikit-learn classifier."""
 
 import copy
-import inspect
+import os
 from functools import partial
+from typing import Any
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from .. import backend
 from .. import functional as F
-from ..data import Loader, Normalize, make_augment
-from ..data.images import auto_patch, encode_labels
+from ..data import Normalize
+from ..data.images import auto_patch
 from ..models import VisionTransformer, shape_of, source_of, start_from
-from ..ops.norm import softmax_array
 from ..optim import AdamW, decay_groups
 from ..quant.quantizer import bits_beside, own_options
 from ..train import (
     Checkpoints,
+    Recipe,
     Run,
     Stages,
     Trainer,
-    check_options,
     describe_run,
     empty_history,
     find_recipe,
@@ -31,8 +30,8 @@ from ..train import (
     smoothing_floor,
     soft_targets,
 )
-from .files import load_classifier, save_classifier
-from .inputs import ImageClassifier
+from .files import NETWORK, check_unchanged, labels_to_json, load_classifier, save_classifier
+from .inputs import FIT_RULES, ImageClassifier, check_options, default_of
 
 
 class ViT(ImageClassifier):
@@ -50,10 +49,11 @@ class ViT(ImageClassifier):
     pool : 'mean' of the patch tokens, or 'cls' for a class token.
     epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction
         `warmup` of all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all
-        classes.
+        classes. class_weight : None, 'balanced' (classes count alike, however rare) or a dict from labels to weights.
     augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function
         (X, rng) -> X.
-    distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes).
+    distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes). It sees each
+        image in its own units and normalisation.
     init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
         its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits.
     recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
@@ -74,8 +74,13 @@ class ViT(ImageClassifier):
     classes_ (labels in the order of the outputs), model_ (the `VisionTransformer`), history_ (dict of lists: loss,
     accuracy, val_loss, val_accuracy, lr, seconds, and for low bits flip_rate, zero_share and distance, see
     `tb.train.code_diagnostics`; one entry per epoch), n_iter_ (epochs), n_features_in_ (pixels times channels),
-    image_shape_ (H, W, C), normalize_, interrupted_ (whether Ctrl-C ended the training).
+    image_shape_ (H, W, C), normalize_ (`tb.data.Normalize`: mean, std and units of the pixels), interrupted_ (whether
+    Ctrl-C or an error ended the training).
     """
+
+    _optimizer: AdamW | None = None  # while a training, or a series of partial_fit, goes on
+    _recipe: Recipe = Recipe()
+    _teacher: VisionTransformer | None = None  # where the recipe's stages learn from it
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class ViT(ImageClassifier):
         weight_decay=0.05,
         warmup=0.1,
         label_smoothing=0.1,
+        class_weight=None,
         augment="auto",
         distill_from=None,
         init_from=None,
@@ -123,6 +129,7 @@ class ViT(ImageClassifier):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
         self.augment = augment
         self.distill_from = distill_from
         self.init_from = init_from
@@ -138,189 +145,185 @@ class ViT(ImageClassifier):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, X, y, eval_set=None, sample_weight=None, checkpoint=None, every=60.0, resume=False):
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        eval_set: tuple[Any, Any] | None = None,
+        sample_weight: Any = None,
+        checkpoint: str | os.PathLike | None = None,
+        every: float | str = 60.0,
+        resume: bool = False,
+    ) -> "ViT":
         """Train from the start. eval_set: a pair (X, y) to measure after every epoch. Returns self.
 
         checkpoint: a folder in which to save the run every so many seconds, or after every 'epoch', and on Ctrl-C. With
         resume=True and the same arguments it goes on from there, and ends with the bits of a run that was never cut.
+        What is refused, or interrupted before the training, leaves the model as it was.
         """
-        X, codes, weight = self._check_training_data(X, y, sample_weight, reset=True)
-        check_options(self)
-        seed, checkpoints = self._draw_seed(), None
+        check_options({"eval_set": eval_set, "checkpoint": checkpoint, "every": every, "resume": resume}, FIT_RULES)
+        if resume and checkpoint is None:
+            raise ValueError("resume=True goes on from checkpoints: give their folder as checkpoint")
+        new = copy.copy(self)
+        options = new._options()
+        X, codes, weight = new._check_training_data(X, y, sample_weight)
+        seed, checkpoints = new._draw_seed(), None
         if checkpoint is not None:
+            labels_to_json(new.classes_)  # a model that cannot be saved is refused before its training
             run_of = describe_run(self.get_params(deep=False), X, codes, weight, *(eval_set or ()))
             checkpoints = Checkpoints(checkpoint, every, resume, run_of, {"seed": seed})
             seed = checkpoints.notes["seed"]
-        self._build(X, seed)
-        if eval_set is None and self.early_stopping:
-            X, codes, weight, eval_set = self._hold_out(X, codes, weight, seed)
-        elif eval_set is not None:
-            eval_set = self._prepare(eval_set[0]), encode_labels(eval_set[1], self.classes_)
-        loader, trainer = self._loader(X, codes, weight), self._trainer()
-        self.history_, self.interrupted_ = Run(
+        X = new._build(X, seed, options)
+        if eval_set is not None:
+            eval_set = new._check_eval_set(*eval_set)
+        elif options.early_stopping:
+            X, codes, weight, eval_set = new._hold_out(X, codes, weight, seed)
+        loader, trainer = new._loader(X, codes, weight, options), new._trainer(options)
+        run = Run(
             trainer,
             loader,
-            Stages(trainer, max(1, self.epochs * len(loader)), self._recipe, self._teacher),
-            targets=self._targets(),
+            Stages(trainer, max(1, options.epochs * len(loader)), new._recipe, new._teacher),
+            targets=new._targets(X),
             validation=eval_set,
-            patience=self.patience if self.early_stopping else None,
+            patience=options.patience if options.early_stopping else None,
             checkpoints=checkpoints,
-            verbose=self.verbose,
-            floor=self._floor(),
-        ).train(self.epochs)
-        self.n_iter_ = len(self.history_["loss"])
-        self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
+            verbose=options.verbose,
+            floor=new._floor(),
+        )
+        try:
+            self._become(new, run)
+            _, self.interrupted_ = run.train(options.epochs)
+        finally:
+            self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
         return self
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "ViT":
         """One epoch over X at the constant learning rate `lr`, going on from what was learnt before. Returns self.
 
         classes: all labels that will ever come, needed in the first call unless its y holds them all.
         """
-        first = not hasattr(self, "model_")
-        X, codes, weight = self._check_training_data(X, y, sample_weight, reset=first, classes=classes)
+        new, first = copy.copy(self), not hasattr(self, "model_")
+        options = new._options()
+        if options.class_weight == "balanced":
+            raise ValueError("class_weight='balanced' needs all labels at once: give partial_fit a dict of weights")
+        X, codes, weight = new._check_training_data(X, y, sample_weight, classes, first)
         if first:
-            check_options(self)
-            self._build(X, self._draw_seed())
-            self.history_ = empty_history()
-        if self._optimizer is None:
-            self._optimizer = self._make_optimizer()
-        self.history_, self.interrupted_ = Run(
-            self._trainer(),
-            self._loader(X, codes, weight),
-            targets=self._targets(),
-            history=self.history_,
-            verbose=self.verbose,
-            floor=self._floor(),
-        ).train(1)
-        self.n_iter_ = len(self.history_["loss"])
+            X = new._build(X, new._draw_seed(), options)
+        else:
+            check_unchanged(self, options)
+            X = new.normalize_.units.conversion(X)(X)
+        if new._optimizer is None:
+            new._optimizer = new._make_optimizer(options)
+        run = Run(
+            new._trainer(options),
+            new._loader(X, codes, weight, options),
+            targets=new._targets(X),
+            history=empty_history() if first else new.history_,
+            verbose=options.verbose,
+            floor=new._floor(),
+        )
+        for group in new._optimizer.param_groups:
+            group["lr"] = options.lr
+        self._become(new, run)
+        _, self.interrupted_ = run.train(1)
         return self
 
+    def _become(self, new, run):
+        """All that can be refused has been refused by now, and nothing of this model has changed so far."""
+        new.history_, new.interrupted_ = run.history, True  # until the end is reached
+        self.__dict__ = new.__dict__
+
+    @property
+    def n_iter_(self) -> int:
+        return len(self.history_["loss"])
+
     @memory_advice("the model")
-    def _build(self, X, seed):
-        """Everything that the shape of X and the classes decide."""
-        self._start_random(seed)
-        start = self.init_from
-        bits = bits_beside(self.quantizer, self.bits, DEFAULTS["bits"])
-        self._recipe = find_recipe(self.recipe, bits, self.distill_from is not None, self.warmup)
+    def _build(self, X, seed, options):
+        """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
+        self._rng = np.random.default_rng(seed)
+        options.bits = bits_beside(options.quantizer, options.bits, default_of(self, "bits"))
+        self._recipe = find_recipe(options.recipe, options.bits, options.distill_from is not None, options.warmup)
         taught = any(stage.learns != "labels" for stage in self._recipe.stages)
-        teacher = self._check_teacher().model_ if taught or self.distill_from is not None else None
+        teacher = self._check_teacher().model_ if taught or options.distill_from is not None else None
         self._teacher = teacher if taught else None
-        if taught and start is None:
-            start = self.distill_from
+        start = options.distill_from if taught and options.init_from is None else options.init_from
         source = None if start is None else source_of(start, self.image_shape_[:2])
         if self._recipe.goes_on and (source is None or source.config["bits"] == 32):
             raise ValueError("this recipe goes on with a low-bit model: give one as init_from")
         self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
-        options = {name: getattr(self, name) for name in NETWORK}
-        if source is not None:
-            given = {name: v for name, v in options.items() if v != DEFAULTS[name]}
-            options |= shape_of(source, given | {"bits": bits})
-        elif self.patch_size == "auto":
-            options["patch_size"] = auto_patch(self.image_shape_)
-        *size, channels = self.image_shape_
-        options |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **own_options(options, self.quantizer), rng=self._rng)
-        if source is not None:
-            start_from(self.model_, source)
+        X = self.normalize_.units.conversion(X)(X)
+        self._build_network(source, options)
         if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
             # The same seed would repeat the batches that these networks were trained on: mix their weights in.
             self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        if self.verbose == 1 and self.device == "auto" and (note := backend.auto_note()):
+        self._optimizer = self._make_optimizer(options)
+        return X
+
+    def _build_network(self, source, options):
+        """The network on its device, with the weights and the architecture of `source` where there is one."""
+        shape = {name: getattr(options, name) for name in NETWORK}
+        if source is not None:
+            given = {name: v for name, v in shape.items() if v != default_of(self, name)}
+            shape |= shape_of(source, given | {"bits": options.bits})
+        elif options.patch_size == "auto":
+            shape["patch_size"] = auto_patch(self.image_shape_)
+        *size, channels = self.image_shape_
+        shape |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
+        self.model_ = VisionTransformer(tuple(size), **own_options(shape, self.quantizer), rng=self._rng)
+        self.model_.preprocessing = self.normalize_.for_pictures()
+        if source is not None:
+            start_from(self.model_, source)
+        device = backend.resolve_device(options.device)
+        if options.verbose == 1 and options.device == "auto" and (note := backend.auto_note()):
             print(note, flush=True)
-        self.model_.to(backend.resolve_device(self.device))
-        self._optimizer = self._make_optimizer()
+        self.model_.to(device)
 
     def _draw_seed(self):
         seed = check_random_state(self.random_state).randint(2**31)
         return seed if ranks.group is None else ranks.group.first(seed)
 
-    def _start_random(self, seed):
-        self._rng, self._optimizer = np.random.default_rng(seed), None
-
-    def _make_optimizer(self):
-        return AdamW(decay_groups(self.model_, self.weight_decay), lr=self.lr, betas=(0.9, 0.98))
-
-    def _loader(self, X, codes, weight):
-        return Loader(
-            X,
-            codes,
-            min(self.batch_size, len(X)),
-            rng=self._rng,
-            augment=make_augment(self.augment, self.image_shape_),
-            transform=self.normalize_,
-            sample_weight=weight,
-        )
-
-    def _loss(self):
-        return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
+    def _make_optimizer(self, options):
+        return AdamW(decay_groups(self.model_, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
 
     def _floor(self):
         """The least value of the loss where it is that of the labels, else 0."""
-        learns = {stage.learns for stage in self._recipe.stages} if self._recipe else {"labels"}
-        if self.distill_from is not None or learns != {"labels"}:
+        if self.distill_from is not None or any(stage.learns != "labels" for stage in self._recipe.stages):
             return 0.0
         return smoothing_floor(self.label_smoothing, len(self.classes_))
 
-    def _trainer(self):
-        options = {"rng": self._rng, "group": ranks.group, "on_nan": self.on_nan}
-        return Trainer(self.model_, self._optimizer, self._loss(), self.workers, **options)
+    def _trainer(self, options):
+        loss = partial(F.cross_entropy, label_smoothing=options.label_smoothing)
+        more = {"rng": self._rng, "group": ranks.group, "on_nan": options.on_nan}
+        return Trainer(self.model_, self._optimizer, loss, options.workers, **more)
 
-    def _check_teacher(self):
+    def _targets(self, X):
+        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher. X: the images."""
         if self.distill_from is None:
-            raise ValueError("this recipe learns from a teacher: give a fitted 32-bit ViT as distill_from")
-        check_is_fitted(self.distill_from)
-        if list(self.distill_from.classes_) != list(self.classes_):
-            raise ValueError("distill_from was fitted on other classes than y has; fit the teacher on the same labels")
-        return self.distill_from
-
-    def _targets(self):
-        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher."""
-        if self.distill_from is None or self._teacher is not None:
             return None
-        return soft_targets(self._check_teacher()._trainer())
-
-    def _hold_out(self, X, codes, weight, seed):
-        rows = np.arange(len(X))
-        kept, held = train_test_split(rows, test_size=self.validation_fraction, random_state=seed, stratify=codes)
-        held_out = self.normalize_(X[held]), codes[held]
-        return X[kept], codes[kept], None if weight is None else weight[kept], held_out
-
-    # --- asking -------------------------------------------------------------------------------------------------------
-
-    def decision_function(self, X):
-        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def predict_proba(self, X):
-        """Probabilities (n, classes), in the order of `classes_`."""
-        return softmax_array(np, self._logits(X).astype(np.float64))
-
-    def predict(self, X):
-        """The most probable label for each image (n,)."""
-        best = self._logits(X).argmax(axis=1)
-        return self.classes_[best]
-
-    def _logits(self, X):
-        check_is_fitted(self)
-        return self._trainer().predict(self._check_images(X, reset=False), transform=self.normalize_)
-
-    def _prepare(self, X):
-        """Images as the network takes them: (n, H, W, C) float32, normalised as in training."""
-        check_is_fitted(self)
-        return self.normalize_(self._check_images(X, reset=False))
+        teacher = self._check_teacher()
+        sight = self.normalize_.sight(teacher.normalize_, X)
+        if self._teacher is None:
+            targets = soft_targets(teacher._answerer())
+            return targets if sight is None else lambda x, y: targets(sight(x), y)
+        if sight is not None:
+            raise ValueError("init_from and distill_from normalise images differently: this recipe needs them alike")
+        return None
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def pack(self, layout=None):
+    def pack(self, layout: str | None = None) -> "ViT":
         """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`)."""
         check_is_fitted(self)
-        packed = copy.copy(self)
-        packed.model_, packed._optimizer = self.model_.pack(layout), None
-        return packed
+        return self.with_network(self.model_.pack(layout), self._rng)
 
-    def save(self, path, packed=False, half=False):
+    def with_network(self, network: VisionTransformer, rng: np.random.Generator, **params: Any) -> "ViT":
+        """A copy with another network for the same images and classes, and with other parameters."""
+        other = copy.copy(self).set_params(**params)
+        other.model_, other._optimizer, other._rng = network, None, rng
+        network.preprocessing, other.history_ = self.model_.preprocessing, copy.deepcopy(self.history_)
+        return other
+
+    def save(self, path: str | os.PathLike, packed: bool = False, half: bool = False) -> None:
         """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
 
         packed: only what prediction needs, low-bit weights as packed bytes; without it `partial_fit` can go on from the
@@ -329,22 +332,18 @@ class ViT(ImageClassifier):
         check_is_fitted(self)
         save_classifier(path, self, packed, half)
 
-    def to_html(self, path=None, X=None):
+    def to_html(self, path: str | os.PathLike | None = None, X: Any = None) -> str:
         """One web page with the packed model inside, to draw or drop images on; see `tb.web.to_html`. X: examples."""
         from ..web import to_html
 
         return to_html(self, path, X=X)
 
 
-DEFAULTS = {name: p.default for name, p in inspect.signature(ViT).parameters.items()}
-NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
-
-
-def load(path, device="cpu"):
+def load(path: str | os.PathLike, device: str = "cpu") -> ViT:
     """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
 
     A packed file gives a model that predicts; a training can start from it (`init_from`), not go on.
     """
     loaded = load_classifier(path, ViT, backend.resolve_device(device))
-    loaded._start_random(loaded._draw_seed())
+    loaded._rng = np.random.default_rng(loaded._draw_seed())
     return loaded

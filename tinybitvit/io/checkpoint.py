@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import backend
 from .. import functional as F
+from ..data.transforms import Normalize
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..models import VisionTransformer
 from ..models.configs import check_room
@@ -89,6 +90,8 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
             state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layouts[name], layer.layout)
         model.load_state_dict({n: a.astype("float32") if a.dtype.kind == "f" else a for n, a in state.items()})
         model.preprocessing = info["preprocessing"]
+        if model.preprocessing is not None:
+            Normalize.from_dict(model.preprocessing)
         others = {name: a for name, a in arrays.items() if not name.startswith(MODEL)}
         return Checkpoint(model.eval(), info["extra"], others)
     except Exception as error:  # whatever a description with a right sha256 can do wrong

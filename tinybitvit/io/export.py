@@ -14,8 +14,8 @@ FORMATS = ("onnx", "hf", "safetensors")
 def export(model: VisionTransformer, path: str | os.PathLike, format: str = "onnx", **options: Any) -> None:  # noqa: A002
     """Write a model for other programs.
 
-    format: 'onnx' (see `export_onnx`: preprocessing, int8, float_images), 'hf' (see `export_hf`) or 'safetensors' (this
-    library's own packed file, or a full one for 32 bits; see `save_model`: metadata, half).
+    format: 'onnx' (see `export_onnx`: preprocessing, int8, float_images), 'hf' (see `export_hf`: per_tensor) or
+    'safetensors' (this library's own packed file, or a full one for 32 bits; see `save_model`: metadata, half).
     """
     if format == "onnx":
         export_onnx(model, path, **options)

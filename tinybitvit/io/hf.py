@@ -17,16 +17,22 @@ CONVENTION = (
 )
 
 
-def export_hf(model: VisionTransformer, path: str | os.PathLike) -> None:
+def export_hf(model: VisionTransformer, path: str | os.PathLike, *, per_tensor: bool = False) -> None:
     """Write a model of 1 or 1.58 bits as a safetensors file whose low-bit layers transformers' BitLinear can load.
 
     Every low-bit layer becomes `weight` (uint8), `weight_scale` ((1,), or (out,) where a scale belongs to a row; it
     *divides*), `bias` and `rms_norm.weight`; patch embedding, norms, positions and head stay dense. The convention
     stands in the metadata. ValueError for other bits, other inputs than 8 bits, and rows that are no multiple of 4.
+
+    per_tensor: one scale (1,) a layer, as transformers creates its BitLinear, which then takes the arrays as they are;
+    in place of scales for rows it is the one with the least squared error, and the answers change. Exact for a model
+    with granularity='tensor'.
     """
-    config = model.config
-    if config["bits"] not in (1, 1.58):
-        raise ValueError(f"Hugging Face's BitNet has weights of 1.58 or 1 bit, not {config['bits']}: export to ONNX")
+    config = {name: value for name, value in model.config.items() if name != "quantizer"}
+    quantizer = model.config.get("quantizer")
+    bits = quantizer.packed_bits if quantizer else config["bits"]
+    if bits not in (1, 1.58):
+        raise ValueError(f"Hugging Face's BitNet has weights of 1.58 or 1 bit, not {bits}: export to ONNX")
     if config["activation_bits"] != 8:
         raise ValueError(f"Hugging Face's BitNet has inputs of 8 bits, not {config['activation_bits']}: export to ONNX")
     arrays = {name: backend.to_numpy(a) for name, a in model.state_dict().items()}
@@ -39,6 +45,9 @@ def export_hf(model: VisionTransformer, path: str | os.PathLike) -> None:
                 "multiple of 4 for dim and dim * mlp_ratio, or export to ONNX"
             )
         codes, scale = (backend.to_numpy(a) for a in layer.codes())
+        if per_tensor and len(scale) > 1:
+            counts = (codes * codes).sum(axis=1)
+            scale = (scale[:, 0] @ counts / max(counts.sum(), 1)).reshape(1, 1).astype(scale.dtype)
         for own in ("weight", "packed", "scale"):
             arrays.pop(f"{name}.{own}", None)
         arrays |= {f"{name}.weight": pack(codes, "hf"), f"{name}.weight_scale": (1 / scale).reshape(-1)}

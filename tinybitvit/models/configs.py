@@ -12,6 +12,7 @@ ACTIVATIONS = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_tanh"), "tanh"),
 }
 OTHER = "it belongs to another model, so put the right one beside the weights"
+TINY = 1e-30  # what float32 still holds, and its inverse
 KINDS = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 # What configs call a size that the arrays show, by the name that `sizes_of` has for it.
@@ -125,7 +126,7 @@ def timm(arrays: Mapping[str, Any], config: Mapping[str, Any], heads: int | None
         "gelu": _gelu(arguments.get("act_layer") or "gelu"),
         "pool": first if sizes["class_token"] and pool != "avg" else "mean",
         "antialias": True,
-        "grid": grid_of(arrays, arguments.get("img_size"), published.get("input_size", (0, 0, 0))[1:]),
+        "grid": grid_of(arrays, arguments.get("img_size"), (published.get("input_size") or ())[1:]),
     }
 
 
@@ -219,9 +220,10 @@ def preprocessing(
     elif mean is None and std is None and unit == 1:
         return None
     mean, std = (_per_channel(values, channels) for values in (mean, std))
-    if min(std) <= 0:
-        raise ValueError(f"a standard deviation must be above zero, not {min(std)}")
-    return {"mean": [m / unit for m in mean], "std": [s / unit for s in std]}
+    mean, std = [m / unit for m in mean], [s / unit for s in std]
+    if min(std) < TINY or max(map(abs, mean + std)) > 1 / TINY:
+        raise ValueError(f"mean {mean} and std {std} are out of range: a std must be above zero")
+    return {"mean": mean, "std": std}
 
 
 def _per_channel(values, channels):

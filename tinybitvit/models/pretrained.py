@@ -94,14 +94,14 @@ def from_pretrained(
     classes = in_file if num_classes is None else num_classes
     model = VisionTransformer(size, num_classes=classes, pool=pool, bits=bits, **shape, **options)
     model.preprocessing = source.preprocessing
-    state |= _position_state(source, model.embed.patch.grid)
-    if classes and classes == in_file:
-        state |= _head_state(source.arrays)
     new = {"proj.norm.weight", "fc2.norm.weight"} | ({"head.weight", "head.bias"} if classes != in_file else set())
     start = {name: a for name, a in model.state_dict().items() if name.endswith(tuple(new))}
     try:
+        state |= _position_state(source, model.embed.patch.grid)
+        if classes and classes == in_file:
+            state |= _head_state(source.arrays)
         model.load_state_dict({**start, **{name: _float32(a) for name, a in state.items()}})
-    except ValueError as error:
+    except (ValueError, LookupError) as error:
         raise CheckpointError(f"{path} does not fit the network that its config describes: {error}") from error
     return model.eval()
 

@@ -121,6 +121,8 @@ class ViTConfig:
             setattr(self, name, plain(value))
         if self.pool not in POOLS:
             raise ValueError(f"pool must be 'mean' or 'cls' (or, joined, 'cls+mean' or 'cls+dist'), not {self.pool!r}")
+        if self.gelu not in ("none", "tanh"):
+            raise ValueError(f"gelu must be 'tanh' or 'none' (the exact one), not {self.gelu!r}")
         for name, least in LEAST.items():
             check_number(name, getattr(self, name), whole=True)
             if getattr(self, name) < least:
@@ -179,7 +181,7 @@ class VisionTransformer(Module):
         rng = backend.current_rng() if rng is None else rng
         linear, out = config.linears(rng)
         patch = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, rng)
-        self.embed = TokenEmbed(patch, config.dim, config.class_token, config.registers, rng)
+        self.embed = TokenEmbed(patch, config.dim, bool(config.class_token), config.registers, rng)
         shape = config.dim, config.heads, int(config.dim * config.mlp_ratio)
         details: Any = config.layer_scale, config.dropout, config.eps, config.gelu
         self.blocks = [Block(*shape, linear, out, *details) for _ in range(config.depth)]

@@ -2,7 +2,7 @@
 
 from .attention import Attend, MultiHeadAttention
 from .embed import PatchEmbed, TokenEmbed
-from .layers import GELU, Dropout, LayerNorm, LayerScale, Linear, RMSNorm, Sequential
+from .layers import GELU, Dropout, LayerNorm, LayerScale, Linear, RMSNorm
 from .module import HookHandle, Module, Parameter
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "Parameter",
     "PatchEmbed",
     "RMSNorm",
-    "Sequential",
     "TokenEmbed",
 ]

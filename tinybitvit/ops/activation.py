@@ -1,9 +1,11 @@
 """Activation functions: the elementwise functions that networks put between their matrix products."""
 
 import math
+from typing import Any
 
 from .. import backend
-from .base import Function
+from ..backend import Array
+from .base import Context, Function, Gradients, floating
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 # u(x) / x in powers of x^2, such that (1 + tanh u) / 2 = P(X <= x) for |x| <= 6, to 4e-8: half a unit in float32's last
@@ -26,13 +28,13 @@ class Tanh(Function, name="tanh"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         y = ctx.xp.tanh(x)
         ctx.save(y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (g * (1 - y * y),)
 
@@ -44,14 +46,14 @@ class Sigmoid(Function, name="sigmoid"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         z = ctx.xp.exp(-ctx.xp.abs(x))
         y = ctx.xp.where(x >= 0, x.dtype.type(1), z) / (1 + z)
         ctx.save(y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (g * (y * (1 - y)),)
 
@@ -59,18 +61,18 @@ class Sigmoid(Function, name="sigmoid"):
 class Relu(Function, name="relu"):
     """y = max(x, 0)
 
-    dy/dx = 1 where x > 0, else 0 (at x = 0 the subgradient 0, as PyTorch has it).
+    dy/dx = 0 where x <= 0 (at x = 0 the subgradient 0), else 1, also where x is not a number, as PyTorch has it.
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         ctx.save(x)
         return ctx.xp.maximum(x, 0)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (x,) = ctx.saved
-        return (g * (x > 0),)
+        return (ctx.xp.where(x <= 0, 0, g),)
 
 
 class Gelu(Function, name="gelu"):
@@ -83,26 +85,26 @@ class Gelu(Function, name="gelu"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, approximate="none"):
+    def forward(ctx: Context, x: Array, *, approximate: str = "none") -> Array:
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
         gelu = _gelu_tanh if approximate == "tanh" else _gelu_erf
-        flat = x.reshape(-1, 1)
+        flat = floating(x).reshape(-1, 1)
         y = ctx.xp.empty_like(flat)
         slope = ctx.xp.empty_like(flat) if ctx.needs_input_grad[0] else None
         for block in backend.row_blocks(flat.shape, ctx.xp):
             gelu(ctx.xp, flat[block], y[block], None if slope is None else slope[block])
         if slope is not None:
             ctx.save(slope.reshape(x.shape))
-        return y.reshape(x.shape)
+        return y.reshape(x.shape).astype(x.dtype, copy=False)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (slope,) = ctx.saved
         return (g * slope,)
 
 
-def _gelu_erf(xp, x, y, slope):
+def _gelu_erf(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
     """Write y and, unless it is None, dy/dx for a block x."""
     cdf = _normal_cdf(xp, x)
     xp.multiply(x, cdf, out=y)
@@ -114,7 +116,7 @@ def _gelu_erf(xp, x, y, slope):
         slope += cdf
 
 
-def _gelu_tanh(xp, x, y, slope):
+def _gelu_tanh(xp: Any, x: Array, y: Array, slope: Array | None) -> None:
     """The same by the tanh formula: h = (1 + t) / 2 gives 1 - t^2 = 4 h (1 - h), so dy/dx = h (1 + 2 x u' (1 - h))."""
     square = x * x
     h = square * (0.044715 * SQRT_2_OVER_PI)
@@ -134,7 +136,7 @@ def _gelu_tanh(xp, x, y, slope):
         slope *= h
 
 
-def _normal_cdf(xp, x):
+def _normal_cdf(xp: Any, x: Array) -> Array:
     """P(X <= x) = (1 + erf(x / sqrt 2)) / 2; in float32 from tanh, which NumPy computes many times faster than erf."""
     if x.dtype == "float32":
         cdf = xp.clip(x, -6, 6)

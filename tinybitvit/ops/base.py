@@ -4,6 +4,7 @@ Notation in all files of `ops`: x, y arrays in and out; L the scalar loss; g = d
 above; a backward returns dL/dx for every input x, in the order of the inputs.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,7 +44,8 @@ class Function:
 
     The same contract as `torch.autograd.Function`, with arrays where PyTorch has tensors. `backward` returns a tuple
     with one entry per array input, None where there is no gradient, each of its input's shape. Inputs and g are never
-    changed in place. Gradients of gradients are not supported: a backward is plain array code, not a graph.
+    changed in place. A gradient may come in float32 for an input of float16, whose own it becomes when it is added up.
+    Gradients of gradients are not supported: a backward is plain array code, not a graph.
 
     `class Softmax(Function, name="softmax")` enters the class in the table OPS under that name.
     """
@@ -73,7 +75,26 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
         return g
     extra = g.ndim - len(shape)
     repeated = tuple(extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1)
-    return g.sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
+    return widened(g).sum(axis=(*range(extra), *repeated), keepdims=True).reshape(shape)
+
+
+def widened(x: Array) -> Array:
+    """x itself, or its float32 copy where it is float16: sums and exponentials need the digits, as in PyTorch."""
+    return x.astype("float32") if x.dtype.kind == "f" and x.itemsize == 2 else x
+
+
+def floating(x: Array) -> Array:
+    """`widened(x)`; TypeError for an array without fractions."""
+    if x.dtype.kind != "f":
+        raise TypeError(f"this operation needs floating point numbers, not {x.dtype}: convert them to float32 first")
+    return widened(x)
+
+
+def rows_of(x: Array) -> Array:
+    """x (..., n) as rows (r, n)."""
+    if not x.ndim:
+        raise ValueError("the input is a single number; an array with at least one axis is needed")
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def normalize_axis(axis: Axis, ndim: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Functions that act on each element alone. Inputs broadcast against one another as in NumPy."""
 
-from .base import Function, unbroadcast
+from ..backend import Array
+from .base import Context, Function, Gradients, unbroadcast
 
 
 class Add(Function, name="add"):
@@ -10,12 +11,12 @@ class Add(Function, name="add"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.shapes = a.shape, b.shape
         return a + b
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return tuple(unbroadcast(g, shape) for shape in ctx.shapes)
 
 
@@ -26,12 +27,12 @@ class Sub(Function, name="sub"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.shapes = a.shape, b.shape
         return a - b
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return unbroadcast(g, ctx.shapes[0]), unbroadcast(-g, ctx.shapes[1])
 
 
@@ -42,12 +43,12 @@ class Mul(Function, name="mul"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.save(a, b)
         return a * b
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         a, b = ctx.saved
         need_a, need_b = ctx.needs_input_grad
         return unbroadcast(g * b, a.shape) if need_a else None, unbroadcast(g * a, b.shape) if need_b else None
@@ -60,17 +61,18 @@ class Div(Function, name="div"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         y = a / b
         ctx.shape = a.shape
         ctx.save(b, y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         b, y = ctx.saved
-        da = g / b
-        return unbroadcast(da, ctx.shape), unbroadcast(-da * y, b.shape)
+        need_a, need_b = ctx.needs_input_grad
+        da = unbroadcast(g / b, ctx.shape) if need_a else None
+        return da, unbroadcast(-g * (y / b), b.shape) if need_b else None
 
 
 class Neg(Function, name="neg"):
@@ -80,11 +82,11 @@ class Neg(Function, name="neg"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         return -x
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (-g,)
 
 
@@ -95,16 +97,16 @@ class Pow(Function, name="pow"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, exponent):
+    def forward(ctx: Context, x: Array, *, exponent: float) -> Array:
         ctx.exponent = exponent
         ctx.save(x)
         return x**exponent
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (x,) = ctx.saved
         p = ctx.exponent
-        return (g * 0 if p == 0 else g * (p * x ** (p - 1)),)
+        return (ctx.xp.zeros_like(g) if p == 0 else g * (p * x ** (p - 1)),)
 
 
 class Power(Function, name="power"):
@@ -114,21 +116,22 @@ class Power(Function, name="power"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         y = a**b
         ctx.save(a, b, y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         xp, (a, b, y) = ctx.xp, ctx.saved
         need_a, need_b = ctx.needs_input_grad
         da = db = None
         if need_a:
-            da = unbroadcast(xp.where(b == 0, 0, g * (b * a ** xp.where(b == 0, 1, b - 1))), a.shape)
+            one = b == 0
+            da = unbroadcast(xp.where(one, 0, g * (b * a ** xp.where(one, 1, b - 1))), a.shape)
         if need_b:
             flat = (a == 0) & (b >= 0)
-            db = unbroadcast(xp.where(flat, 0, g * (y * xp.log(xp.where(flat, 1, a)))), b.shape)
+            db = unbroadcast(g * xp.where(flat, 0, y * xp.log(xp.where(flat, 1, a))), b.shape)
         return da, db
 
 
@@ -139,13 +142,13 @@ class Exp(Function, name="exp"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         y = ctx.xp.exp(x)
         ctx.save(y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (g * y,)
 
@@ -157,12 +160,12 @@ class Log(Function, name="log"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         ctx.save(x)
         return ctx.xp.log(x)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (x,) = ctx.saved
         return (g / x,)
 
@@ -174,13 +177,13 @@ class Sqrt(Function, name="sqrt"):
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         y = ctx.xp.sqrt(x)
         ctx.save(y)
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (g / (2 * y),)
 
@@ -192,52 +195,52 @@ class Where(Function, name="where"):
     """
 
     @staticmethod
-    def forward(ctx, condition, a, b):
+    def forward(ctx: Context, condition: Array, a: Array, b: Array) -> Array:
         ctx.shapes = a.shape, b.shape
         ctx.save(condition)
         return ctx.xp.where(condition, a, b)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (condition,) = ctx.saved
-        zero = g.dtype.type(0)
-        da, db = ctx.xp.where(condition, g, zero), ctx.xp.where(condition, zero, g)
+        da, db = ctx.xp.where(condition, g, 0), ctx.xp.where(condition, 0, g)
         return None, unbroadcast(da, ctx.shapes[0]), unbroadcast(db, ctx.shapes[1])
 
 
 class Abs(Function, name="abs"):
     """y = |x|
 
-    dy/dx = sign x, with 0 at x = 0.
+    dy/dx = sign x, with 0 where x is 0 or not a number, as PyTorch has it.
     """
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Context, x: Array) -> Array:
         ctx.save(x)
         return ctx.xp.abs(x)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (x,) = ctx.saved
-        return (g * ctx.xp.sign(x),)
+        return (g * ctx.xp.where(ctx.xp.isnan(x), 0, ctx.xp.sign(x)),)
 
 
 class Maximum(Function, name="maximum"):
     """y = max(a, b), elementwise
 
-    g flows to the larger input; where they are equal each gets half, as PyTorch has it.
+    g flows to the larger input; where they are equal each gets half, and where one of them is not a number each gets
+    all, as PyTorch has it.
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.save(a, b)
         return ctx.xp.maximum(a, b)
 
     @staticmethod
-    def backward(ctx, g):
-        a, b = ctx.saved
-        tie = (a == b) * g.dtype.type(0.5)
-        return unbroadcast(g * ((a > b) + tie), a.shape), unbroadcast(g * ((b > a) + tie), b.shape)
+    def backward(ctx: Context, g: Array) -> Gradients:
+        xp, (a, b) = ctx.xp, ctx.saved
+        part = xp.where(a == b, g / 2, g)
+        return unbroadcast(xp.where(a < b, 0, part), a.shape), unbroadcast(xp.where(b < a, 0, part), b.shape)
 
 
 class Clip(Function, name="clip"):
@@ -247,7 +250,7 @@ class Clip(Function, name="clip"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, low=None, high=None):
+    def forward(ctx: Context, x: Array, *, low: float | None = None, high: float | None = None) -> Array:
         if low is None and high is None:
             raise ValueError("clip needs low, high or both")
         inside = True if low is None else x >= low
@@ -255,6 +258,6 @@ class Clip(Function, name="clip"):
         return ctx.xp.clip(x, low, high)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (inside,) = ctx.saved
-        return (g * inside,)
+        return (ctx.xp.where(inside, g, 0),)

@@ -1,51 +1,51 @@
 """Losses. Each returns one number, the (weighted) mean over the rows of its input."""
 
+from typing import Any
+
 from .. import backend
-from .base import Function, unbroadcast
+from ..backend import Array
+from .base import Context, Function, Gradients, floating
 from .norm import log_softmax_array
-
-
-def _check_not_empty(name, x):
-    if not x.size:
-        raise ValueError(
-            f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches"
-        )
 
 
 class CrossEntropy(Function, name="cross_entropy"):
     """L = sum_n w_n l_n / sum_n w_n with l_n = -sum_c t_nc ln p_nc, p = softmax(logits), for logits (N, C)
 
     target: (N,) class numbers, or (N, C) probabilities t. Label smoothing e replaces t by (1 - e) t + e / C.
-    weight: (N,) weights of the rows (None: all 1).
+    weight: (N,) weights of the rows (None: all 1). A class of t = 0 adds nothing, even where p is 0.
     Since every row of t sums to 1, dl_n/dlogits_nc = p_nc - t_nc.
     """
 
     @staticmethod
-    def forward(ctx, logits, target, weight=None, *, label_smoothing=0.0):
-        xp = ctx.xp
+    def forward(
+        ctx: Context, logits: Array, target: Array, weight: Array | None = None, *, label_smoothing: float = 0.0
+    ) -> Array:
+        xp, dtype, logits = ctx.xp, logits.dtype, floating(logits)
+        if logits.ndim != 2:
+            raise ValueError(f"cross_entropy: logits must be (N, C), not {logits.shape}")
         _check_not_empty("cross_entropy", logits)
         n, classes = logits.shape
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"cross_entropy: label_smoothing must lie in 0..1, not {label_smoothing}")
         log_p = log_softmax_array(xp, logits)
         t = _soft_targets(xp, target, n, classes, logits.dtype)
         if label_smoothing:
             t = t * (1 - label_smoothing) + label_smoothing / classes
-        share = (
-            xp.full((n,), 1 / n, dtype=logits.dtype) if weight is None else (weight / weight.sum()).astype(logits.dtype)
-        )
-        ctx.inputs = 2 if weight is None else 3
+        share = _shares(xp, weight, n, logits.dtype)
         ctx.save(log_p, t, share)
-        return -(share * (t * log_p).sum(axis=1)).sum()
+        return -(share * (t * xp.where(t == 0, 0, log_p)).sum(axis=1)).sum().astype(dtype)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         log_p, t, share = ctx.saved
         # sum(t) is 1 for probabilities; keeping it makes the gradient right for any t
         d = ctx.xp.exp(log_p) * t.sum(axis=1, keepdims=True) - t
         d *= (g * share)[:, None]
-        return (d, None, None)[: ctx.inputs]
+        return (d, None, None)[: len(ctx.needs_input_grad)]
 
 
-def _soft_targets(xp, target, n, classes, dtype):
+def _soft_targets(xp: Any, target: Array, n: int, classes: int, dtype: Any) -> Array:
+    """The probabilities t (N, C) of a target."""
     if target.shape == (n, classes):
         return target.astype(dtype, copy=False)
     if target.shape != (n,) or target.dtype.kind not in "iu":
@@ -60,7 +60,16 @@ def _soft_targets(xp, target, n, classes, dtype):
     return t if xp is backend.host else t / t.sum(axis=1, keepdims=True)
 
 
-def check_classes(target, classes):
+def _shares(xp: Any, weight: Array | None, n: int, dtype: Any) -> Array:
+    """What part each of n rows has in the mean: w_n / sum w."""
+    if weight is None:
+        return xp.full((n,), 1 / n, dtype=dtype)
+    if weight.shape != (n,):
+        raise ValueError(f"cross_entropy: weight must hold a number for each of {n} rows, not shape {weight.shape}")
+    return (weight / weight.sum()).astype(dtype)
+
+
+def check_classes(target: Array, classes: int) -> None:
     """ValueError unless the class numbers, an array on the host, lie in 0..classes-1."""
     if target.size and not 0 <= target.min() <= target.max() < classes:
         raise ValueError(
@@ -68,25 +77,38 @@ def check_classes(target, classes):
         )
 
 
-class MSE(Function, name="mse"):
+def _check_not_empty(name: str, x: Array) -> None:
+    if not x.size:
+        raise ValueError(
+            f"{name}: the mean over an empty array of shape {x.shape} is undefined; leave out empty batches"
+        )
+
+
+def _check_alike(name: str, x: Array, target: Array) -> None:
+    """ValueError unless the shapes are equal: (N,) against (N, 1) would compare each element with every other."""
+    _check_not_empty(name, x)
+    if x.shape != target.shape:
+        raise ValueError(f"{name}: input has shape {x.shape} and target {target.shape}; they must be equal")
+
+
+class MSE(Function, name="mse_loss"):
     """L = mean((x - t)^2) over all elements
 
     dL/dx = 2 (x - t) / n and dL/dt = -dL/dx.
     """
 
     @staticmethod
-    def forward(ctx, x, target):
+    def forward(ctx: Context, x: Array, target: Array) -> Array:
+        _check_alike("mse_loss", x, target)
         difference = x - target
-        _check_not_empty("mse", difference)
-        ctx.shapes = x.shape, target.shape
         ctx.save(difference)
         return (difference * difference).mean()
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (difference,) = ctx.saved
         d = difference * (g * (2 / difference.size))
-        return unbroadcast(d, ctx.shapes[0]), unbroadcast(-d, ctx.shapes[1])
+        return d, -d
 
 
 class KLDiv(Function, name="kl_div"):
@@ -96,15 +118,13 @@ class KLDiv(Function, name="kl_div"):
     """
 
     @staticmethod
-    def forward(ctx, x, target):
-        if x.shape != target.shape:
-            raise ValueError(f"kl_div: input has shape {x.shape} and target {target.shape}; they must be equal")
-        _check_not_empty("kl_div", x)
+    def forward(ctx: Context, x: Array, target: Array) -> Array:
+        _check_alike("kl_div", x, target)
         ctx.save(target)
         log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(1)))
         return (target * (log_t - x)).sum() / len(x)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (target,) = ctx.saved
         return target * (-g / len(target)), None

@@ -1,9 +1,10 @@
 """Matrix products, where a Transformer spends its time."""
 
-from .base import Function, unbroadcast
+from ..backend import Array
+from .base import Context, Function, Gradients, rows_of, unbroadcast, widened
 
 
-def transpose_last(x):
+def transpose_last(x: Array) -> Array:
     """x with its last two axes swapped (a view)."""
     return x.swapaxes(-1, -2)
 
@@ -16,14 +17,16 @@ class Matmul(Function, name="matmul"):
     """
 
     @staticmethod
-    def forward(ctx, a, b):
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
         if a.ndim == 0 or b.ndim == 0:
             raise ValueError("matmul needs arrays with at least one axis; use * to multiply by a scalar")
+        if a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
+            raise ValueError(f"matmul: the rows of a have {a.shape[-1]} numbers, the columns of b {b.shape[-2:][0]}")
         ctx.save(a, b)
         return ctx.xp.matmul(a, b)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         a, b = ctx.saved
         a2 = a[None, :] if a.ndim == 1 else a
         b2 = b[:, None] if b.ndim == 1 else b
@@ -45,22 +48,26 @@ class Linear(Function, name="linear"):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias=None):
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Context, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        rows = rows_of(x)
+        if weight.ndim != 2 or weight.shape[1] != rows.shape[1]:
+            raise ValueError(f"linear: the weight must be (out, {rows.shape[1]}) for this input, not {weight.shape}")
         y = rows @ weight.T
         if bias is not None:
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(f"linear: the bias must be ({weight.shape[0]},) for this weight, not {bias.shape}")
             y += bias
         ctx.shape = x.shape
         ctx.save(rows, weight)
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         rows, weight = ctx.saved
-        g = g.reshape(-1, weight.shape[0])
+        g = g.reshape(len(rows), weight.shape[0])
         need_x, need_weight, *need_bias = ctx.needs_input_grad
         dx = (g @ weight).reshape(ctx.shape) if need_x else None
         dw = g.T @ rows if need_weight else None
         if not need_bias:
             return dx, dw
-        return dx, dw, g.sum(axis=0) if need_bias[0] else None
+        return dx, dw, widened(g).sum(axis=0) if need_bias[0] else None

@@ -1,7 +1,10 @@
 """Softmax and the normalisations: each one op with one backward, because they are hot."""
 
+from typing import Any
+
 from .. import backend
-from .base import Function
+from ..backend import Array
+from .base import Axis, Context, Function, Gradients, floating, normalize_axis, rows_of
 
 
 class Softmax(Function, name="softmax"):
@@ -12,14 +15,14 @@ class Softmax(Function, name="softmax"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, axis=-1):
-        y = softmax_array(ctx.xp, x, axis)
-        ctx.axis = axis
+    def forward(ctx: Context, x: Array, *, axis: Axis = -1) -> Array:
+        ctx.axis = normalize_axis(axis, x.ndim)
+        y = softmax_array(ctx.xp, floating(x), ctx.axis)
         ctx.save(y)
-        return y
+        return y.astype(x.dtype, copy=False)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (y * (g - (g * y).sum(axis=ctx.axis, keepdims=True)),)
 
@@ -31,14 +34,14 @@ class LogSoftmax(Function, name="log_softmax"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, axis=-1):
-        y = log_softmax_array(ctx.xp, x, axis)
-        ctx.axis = axis
+    def forward(ctx: Context, x: Array, *, axis: Axis = -1) -> Array:
+        ctx.axis = normalize_axis(axis, x.ndim)
+        y = log_softmax_array(ctx.xp, floating(x), ctx.axis)
         ctx.save(y)
-        return y
+        return y.astype(x.dtype, copy=False)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
         return (g - ctx.xp.exp(y) * g.sum(axis=ctx.axis, keepdims=True),)
 
@@ -52,42 +55,14 @@ class LayerNorm(Function, name="layer_norm"):
     """
 
     @staticmethod
-    def forward(ctx, x, weight=None, bias=None, *, eps=1e-5):
-        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
-        y = xp.empty_like(rows)
-        mean, inverse = (xp.empty((len(rows), 1), dtype=x.dtype) for _ in range(2))
-        for block in backend.row_blocks(rows.shape, xp):
-            mean[block] = row_mean(xp, rows[block])
-            z = xp.subtract(rows[block], mean[block], out=y[block])
-            inverse[block] = inverse_root(xp, mean_product(xp, z, z), eps)
-            z *= inverse[block]
-            if weight is not None:
-                z *= weight
-            if bias is not None:
-                z += bias
-        ctx.save(rows, mean, inverse, weight)
-        ctx.shape = x.shape
-        ctx.inputs = 1 + (weight is not None) + (bias is not None)
-        return y.reshape(x.shape)
+    def forward(
+        ctx: Context, x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
+    ) -> Array:
+        return normalize(ctx, x, weight, bias, eps, centred=True)
 
     @staticmethod
-    def backward(ctx, g):
-        xp, (rows, mean, inverse, weight) = ctx.xp, ctx.saved
-        dx = xp.empty_like(rows)
-        dw, db = (xp.zeros(rows.shape[1], dtype=g.dtype) for _ in range(2))
-        g = g.reshape(rows.shape)
-        for block in backend.row_blocks(rows.shape, xp):
-            z = (rows[block] - mean[block]) * inverse[block]  # again: cheaper than keeping it
-            h = g[block]
-            if weight is not None:
-                dw += xp.einsum("ri,ri->i", h, z)
-                db += h.sum(axis=0)
-                h = h * weight
-            z *= mean_product(xp, h, z)
-            out = xp.subtract(h, row_mean(xp, h), out=dx[block])
-            out -= z
-            out *= inverse[block]
-        return (dx.reshape(ctx.shape), dw, db)[: ctx.inputs]
+    def backward(ctx: Context, g: Array) -> Gradients:
+        return normalize_backward(ctx, g)
 
 
 class RMSNorm(Function, name="rms_norm"):
@@ -97,36 +72,60 @@ class RMSNorm(Function, name="rms_norm"):
     """
 
     @staticmethod
-    def forward(ctx, x, weight=None, *, eps=1e-6):
-        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
-        y = xp.empty_like(rows)
-        inverse = xp.empty((len(rows), 1), dtype=x.dtype)
-        for block in backend.row_blocks(rows.shape, xp):
-            inverse[block] = inverse_root(xp, mean_product(xp, rows[block], rows[block]), eps)
-            z = xp.multiply(rows[block], inverse[block], out=y[block])
-            if weight is not None:
-                z *= weight
-        ctx.save(rows, inverse, weight)
-        ctx.shape = x.shape
-        ctx.inputs = 1 + (weight is not None)
-        return y.reshape(x.shape)
+    def forward(ctx: Context, x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Array:
+        return normalize(ctx, x, weight, None, eps, centred=False)
 
     @staticmethod
-    def backward(ctx, g):
-        xp, (rows, inverse, weight) = ctx.xp, ctx.saved
-        dx = xp.empty_like(rows)
-        dw = xp.zeros(rows.shape[1], dtype=g.dtype)
-        g = g.reshape(rows.shape)
-        for block in backend.row_blocks(rows.shape, xp):
-            z = rows[block] * inverse[block]
-            h = g[block]
-            if weight is not None:
-                dw += xp.einsum("ri,ri->i", h, z)
-                h = h * weight
-            z *= mean_product(xp, h, z)
-            out = xp.subtract(h, z, out=dx[block])
-            out *= inverse[block]
-        return (dx.reshape(ctx.shape), dw)[: ctx.inputs]
+    def backward(ctx: Context, g: Array) -> Gradients:
+        return normalize_backward(ctx, g)
+
+
+def normalize(ctx: Context, x: Array, weight: Array | None, bias: Array | None, eps: float, centred: bool) -> Array:
+    """y of LayerNorm, or where it is not centred of RMSNorm: the rows go through the cache once, a block at a time."""
+    xp, rows = ctx.xp, rows_of(floating(x))
+    for a in (weight, bias):
+        if a is not None and a.shape != x.shape[-1:]:
+            raise ValueError(f"weight and bias need one number for each of {x.shape[-1]} columns, not shape {a.shape}")
+    y = xp.empty_like(rows)
+    mean, inverse = (xp.empty((len(rows), 1), dtype=rows.dtype) for _ in range(2))
+    for block in backend.row_blocks(rows.shape, xp):
+        z, out = rows[block], y[block]
+        if centred:
+            mean[block] = row_mean(xp, z)
+            z = xp.subtract(z, mean[block], out=out)
+        inverse[block] = inverse_root(xp, mean_product(xp, z, z), eps)
+        xp.multiply(z, inverse[block], out=out)
+        if weight is not None:
+            out *= weight
+        if bias is not None:
+            out += bias
+    ctx.save(rows, mean if centred else None, inverse, weight, bias)
+    ctx.shape = x.shape
+    return y.reshape(x.shape).astype(x.dtype, copy=False)
+
+
+def normalize_backward(ctx: Context, g: Array) -> Gradients:
+    """dx and, where they were given, dw and db."""
+    xp, (rows, mean, inverse, weight, bias) = ctx.xp, ctx.saved
+    dx, dw, db = xp.empty_like(rows), None, None
+    if weight is not None:
+        dw, db = (xp.zeros(rows.shape[1], dtype=rows.dtype) for _ in range(2))
+    g = g.reshape(rows.shape)
+    for block in backend.row_blocks(rows.shape, xp):
+        # z again: cheaper than keeping it
+        z = (rows[block] if mean is None else rows[block] - mean[block]) * inverse[block]
+        h, out = g[block], dx[block]
+        if weight is not None:
+            dw += xp.einsum("ri,ri->i", h, z)
+            if bias is not None:
+                db += h.sum(axis=0)
+            h = h * weight
+        z *= mean_product(xp, h, z)
+        if mean is not None:
+            h = xp.subtract(h, row_mean(xp, h), out=out)
+        xp.subtract(h, z, out=out)
+        out *= inverse[block]
+    return (dx.reshape(ctx.shape), dw, db)[: len(ctx.needs_input_grad)]
 
 
 class Dropout(Function, name="dropout"):
@@ -136,41 +135,48 @@ class Dropout(Function, name="dropout"):
     """
 
     @staticmethod
-    def forward(ctx, x, mask):
+    def forward(ctx: Context, x: Array, mask: Array) -> Array:
         ctx.save(mask)
         return x * mask
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (mask,) = ctx.saved
         return g * mask, None
 
 
-def softmax_array(xp, x, axis=-1, out=None):
+def softmax_array(xp: Any, x: Array, axis: Axis = -1, out: Array | None = None) -> Array:
     """Softmax along an axis (out may be x); each slice gives up its own maximum first, so that e^x cannot overflow."""
-    y = xp.subtract(x, x.max(axis=axis, keepdims=True), out=out)
+    y = xp.subtract(x, largest(x, axis), out=out)
     xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y
 
 
-def log_softmax_array(xp, x, axis=-1):
-    y = x - x.max(axis=axis, keepdims=True)
-    y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+def log_softmax_array(xp: Any, x: Array, axis: Axis = -1) -> Array:
+    """ln softmax(x) along an axis."""
+    y = x - largest(x, axis)
+    if y.size:
+        y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
     return y
 
 
-def row_mean(xp, x):
+def largest(x: Array, axis: Axis) -> Array:
+    """The maximum of each slice along an axis, which is kept; 0 for slices of nothing, which have none."""
+    return x.max(axis=axis, keepdims=True) if x.size else x.sum(axis=axis, keepdims=True)
+
+
+def row_mean(xp: Any, x: Array) -> Array:
     """The mean of each row of x (r, n), as (r, 1), by a matrix product: four times faster than NumPy's mean."""
     return (x @ xp.ones((x.shape[1], 1), x.dtype)) / x.dtype.type(x.shape[1])
 
 
-def mean_product(xp, a, b):
+def mean_product(xp: Any, a: Array, b: Array) -> Array:
     """mean(a b) over the last axis, that axis kept, without an array of the products."""
     return (xp.einsum("...i,...i->...", a, b) / a.shape[-1])[..., None]
 
 
-def inverse_root(xp, mean_square, eps):
+def inverse_root(xp: Any, mean_square: Array, eps: float) -> Array:
     """1 / sqrt(mean_square + eps), in the array it is given."""
     mean_square += eps
     xp.sqrt(mean_square, out=mean_square)

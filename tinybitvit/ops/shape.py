@@ -1,7 +1,14 @@
 """Functions that move elements without changing them: their backwards move g the way back."""
 
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, TypeAlias
+
 from .. import backend
-from .base import Function, unbroadcast
+from ..backend import Array
+from .base import Context, Function, Gradients, normalize_axis, unbroadcast
+
+Shape: TypeAlias = int | Sequence[int]
 
 
 class Reshape(Function, name="reshape"):
@@ -11,12 +18,12 @@ class Reshape(Function, name="reshape"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, shape):
+    def forward(ctx: Context, x: Array, *, shape: Shape) -> Array:
         ctx.shape = x.shape
         return x.reshape(shape)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (g.reshape(ctx.shape),)
 
 
@@ -27,14 +34,14 @@ class Transpose(Function, name="transpose"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, axes=None):
+    def forward(ctx: Context, x: Array, *, axes: Sequence[int] | None = None) -> Array:
         y = x.transpose(axes)  # first, because it refuses axes that are no permutation
         axes = range(x.ndim)[::-1] if axes is None else [a % x.ndim for a in axes]
         ctx.inverse = tuple(axes.index(i) for i in range(x.ndim))
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (g.transpose(ctx.inverse),)
 
 
@@ -45,12 +52,12 @@ class BroadcastTo(Function, name="broadcast_to"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, shape):
+    def forward(ctx: Context, x: Array, *, shape: Shape) -> Array:
         ctx.shape = x.shape
         return ctx.xp.broadcast_to(x, shape)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (unbroadcast(g, ctx.shape),)
 
 
@@ -61,15 +68,18 @@ class GetItem(Function, name="getitem"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, index):
-        ctx.index, ctx.shape = backend.as_index(index, x), x.shape
+    def forward(ctx: Context, x: Array, *, index: Any) -> Array:
+        parts = index if isinstance(index, tuple) else (index,)
+        ctx.basic = all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts)
+        # The caller may go on to shuffle the array of an index before the backward
+        ctx.index = backend.as_index(index if ctx.basic else deepcopy(index), x)
+        ctx.shape = x.shape
         return x[ctx.index]
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         dx = ctx.xp.zeros(ctx.shape, dtype=g.dtype)
-        parts = ctx.index if isinstance(ctx.index, tuple) else (ctx.index,)
-        if all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
+        if ctx.basic:
             dx[ctx.index] = g  # basic indexing picks each element once
         else:
             backend.add_at(dx, ctx.index, g)
@@ -83,18 +93,17 @@ class Concatenate(Function, name="concatenate"):
     """
 
     @staticmethod
-    def forward(ctx, *arrays, axis=0):
-        ctx.axis = axis
-        ctx.sizes = [a.shape[axis] for a in arrays]
-        return ctx.xp.concatenate(arrays, axis=axis)
+    def forward(ctx: Context, *arrays: Array, axis: int = 0) -> Array:
+        (ctx.axis,) = normalize_axis(axis, min(a.ndim for a in arrays))
+        ctx.sizes = [a.shape[ctx.axis] for a in arrays]
+        return ctx.xp.concatenate(arrays, axis=ctx.axis)
 
     @staticmethod
-    def backward(ctx, g):
-        grads, start = [], 0
+    def backward(ctx: Context, g: Array) -> Gradients:
+        grads: list[Array] = []
+        start = 0
         for size in ctx.sizes:
-            stretch = [slice(None)] * g.ndim
-            stretch[ctx.axis] = slice(start, start + size)
-            grads.append(g[tuple(stretch)])
+            grads.append(g[(slice(None),) * ctx.axis + (slice(start, start + size),)])
             start += size
         return tuple(grads)
 
@@ -106,15 +115,17 @@ class Pad(Function, name="pad"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, pad_width, value=0.0):
+    def forward(ctx: Context, x: Array, *, pad_width: int | Sequence[Sequence[int]], value: float = 0.0) -> Array:
         pairs = [(pad_width, pad_width)] * x.ndim if isinstance(pad_width, int) else list(pad_width)
-        if len(pairs) != x.ndim:
+        if len(pairs) != x.ndim or any(not hasattr(pair, "__len__") or len(pair) != 2 for pair in pairs):
             raise ValueError(
-                f"pad_width needs one (before, after) pair for each of the {x.ndim} axes, not {len(pairs)}"
+                f"pad_width needs one (before, after) pair for each of the {x.ndim} axes, not {len(pairs)}: {pad_width}"
             )
+        if any(width < 0 for pair in pairs for width in pair):
+            raise ValueError(f"pad_width {pad_width} is negative; cut a border off with x[1:-1]")
         ctx.inner = tuple(slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=True))
         return ctx.xp.pad(x, pairs, constant_values=value)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (g[ctx.inner],)

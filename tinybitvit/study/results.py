@@ -15,6 +15,7 @@ import numpy as np
 import tinybitvit as tb
 
 from ..data import Dataset
+from ..files import file_problem
 from ..train import cores, delete_checkpoints
 from ..train.resume import option_text
 from .report import GROUP, Results
@@ -44,6 +45,8 @@ def read_results(path: str | os.PathLike) -> Results:
     """The content of a results.json, or of the one in a folder. Raises ValueError for any other file."""
     path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
+        if problem := file_problem(path):
+            raise ValueError(problem)
         results = json.loads(path.read_text(encoding="utf-8"))
         if not {"models", "summary", "options", "classes"} <= set(results):
             raise ValueError("it lacks the runs of a study")

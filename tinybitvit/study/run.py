@@ -114,6 +114,7 @@ def train_run(study: Study, run: Run, resume: bool = False, shared: bool = False
         if study.trains(run):
             model, seconds = train_model(data, checkpoint=study.checkpoints(run), resume=resume, **options)
         else:
+            assert study.teacher is not None
             model = tb.load(study.teacher, options.get("device", "cpu"))
             seconds = sum(model.history_["seconds"])
         guess = model.predict(data.X_test)

@@ -1,8 +1,7 @@
 """Training: one step on worker threads, the loop around it."""
 
-from .convert.recipes import find_recipe
-from .convert.stages import Recipe, Stage, Stages
-from .loop import Run, check_options, code_diagnostics, empty_history, evaluate, soft_targets
+from .convert.recipes import Recipe, Stage, Stages, find_recipe
+from .loop import Run, code_diagnostics, empty_history, evaluate, soft_targets
 from .meter import undertrained
 from .resume import Checkpoints, delete_checkpoints, describe_run, model_fingerprint
 from .shards import cores, memory_advice, single_threaded_blas
@@ -15,7 +14,6 @@ __all__ = [
     "Stage",
     "Stages",
     "Trainer",
-    "check_options",
     "code_diagnostics",
     "cores",
     "delete_checkpoints",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..backend import check_number, is_number
+from ..backend import check_number
 from ..data import Loader
 from ..nn import Module
 from ..ops.norm import log_softmax_array, softmax_array
@@ -23,6 +23,7 @@ from .step import Trainer
 
 CODES = ("flip_rate", "zero_share", "distance")  # of low-bit layers at the end of an epoch
 HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds", *CODES)
+POSITION = ("done", "sums", "lr", "seconds", "codes", "rng", "loader_rng")  # where a run stands within its epoch
 MODEL, BEST, OPTIMIZER = "model.", "best.", "optimizer."  # what the names of arrays in a checkpoint begin with
 
 History = dict[str, list]
@@ -53,6 +54,8 @@ class Run:
     floor: float = 0.0  # the least value that the loss can take, for the log
 
     def __post_init__(self):
+        if self.patience is not None:
+            check_number("patience", self.patience, 0, whole=True)
         self.early = None if self.patience is None else EarlyStopping(self.trainer.model, self.patience)
         self.start_epoch()
 
@@ -165,9 +168,9 @@ class Run:
         """(arrays, metadata) from which `restore` brings everything back."""
         optimizer = self.trainer.optimizer.state_dict()
         groups = {MODEL: self.trainer.model.state_dict(), OPTIMIZER: optimizer.pop("arrays")}
-        info = {"done": self.done, "sums": self.sums, "lr": self.lr, "seconds": self.elapsed(), "history": self.history}
+        self.seconds, self.since = self.elapsed(), time.perf_counter()
+        info = {name: getattr(self, name) for name in ("history", *POSITION)}
         info |= {"optimizer": optimizer, "schedule": None if self.schedule is None else self.schedule.last}
-        info |= {"rng": self.rng, "loader_rng": self.loader_rng, "codes": self.codes}
         if self.early is not None:
             groups[BEST] = self.early.state or {}
             info |= {"best": self.early.best, "epochs_since": self.early.since}
@@ -189,9 +192,9 @@ class Run:
             self.early.state = groups[BEST] or None
         for key, values in self.history.items():
             values[:] = info["history"][key]
-        self.done, self.sums, self.lr = info["done"], info["sums"], info["lr"]
-        self.seconds, self.since = info["seconds"], time.perf_counter()
-        self.rng, self.loader_rng, self.codes = info["rng"], info["loader_rng"], info["codes"]
+        for name in POSITION:
+            setattr(self, name, info[name])
+        self.since = time.perf_counter()
         self.trainer.rng.bit_generator.state, self.loader.rng.bit_generator.state = self.rng, self.loader_rng
 
 
@@ -199,15 +202,6 @@ def rng_state(owner: Any) -> Any:
     """The state of the generator of a Trainer or Loader; a list of batches has none."""
     rng = getattr(owner, "rng", None)
     return None if rng is None else rng.bit_generator.state
-
-
-def check_options(options: Any) -> None:
-    """ValueError for attributes of a tb.ViT that no training can have."""
-    check_number("epochs", options.epochs, 0, whole=True)
-    check_number("batch_size", options.batch_size, 1, whole=True)
-    for name in ("warmup", "label_smoothing"):
-        if not is_number(getattr(options, name), 0, 1):
-            raise ValueError(f"{name} is a fraction and must lie in 0..1, not {getattr(options, name)!r}")
 
 
 def soft_targets(teacher: Trainer, share: float = 1.0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -285,14 +279,15 @@ def evaluate(trainer: Trainer, x: np.ndarray, y: np.ndarray) -> dict[str, float]
     return {"loss": -float(log_p[np.arange(len(y)), y].mean()), "accuracy": float(right.mean())}
 
 
+@dataclass
 class EarlyStopping:
     """Remembers the weights of the epoch with the best val_accuracy; `over` after `patience` without a better."""
 
-    def __init__(self, model: Module, patience: int):
-        check_number("patience", patience, 0, whole=True)
-        self.model, self.patience = model, patience
-        self.best, self.since = -1.0, 0
-        self.state: dict[str, Any] | None = None
+    model: Module
+    patience: int
+    best: float = -1.0
+    since: int = 0
+    state: dict[str, Any] | None = None
 
     @property
     def over(self) -> bool:

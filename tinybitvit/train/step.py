@@ -23,17 +23,6 @@ from .shards import Threads, images_at_once
 MOST_SKIPPED = 10  # updates in a row that 'skip' leaves out: after that no batch is to blame
 
 
-class Labels:
-    """The objective of a plain training, loss(model(x), y): see `Trainer`."""
-
-    def __init__(self, loss: Callable[..., Tensor]):
-        self.loss = loss
-
-    def __call__(self, model: Module, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(x)
-        return output, self.loss(output, y, *weight)
-
-
 def smoothing_floor(label_smoothing: float, classes: int) -> float:
     """The least cross-entropy that smoothed labels allow: their entropy, which a perfect network still pays."""
     other = label_smoothing / classes
@@ -82,7 +71,7 @@ class Trainer:
         backend.keep_freed_memory()
         self.model, self.max_norm, self.group = model, max_norm, group
         self.optimizer: Any = optimizer
-        self.loss, self.objective = loss, objective or Labels(loss)
+        self.loss, self.objective = loss, objective
         self.views = optimizer.gradient_views() if optimizer else {}
         self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
         self.device = self.params[0].device if self.params else "cpu"
@@ -122,21 +111,22 @@ class Trainer:
         backend.check_number("batch_size", batch_size, 1, whole=True)
 
         def work(rows):
-            return self._answer(rows if transform is None else transform(rows))
+            with self.model.evaluating(), np.errstate(over="ignore", invalid="ignore"):
+                return self._forward(rows if transform is None else transform(rows))
 
         parts: list[np.ndarray] = []
         for start in range(0, max(len(x), 1), batch_size):  # no rows: one empty batch, for an output of its shape
             batch = x[start : start + batch_size]
             with self.threads.limits(len(batch)):
-                outputs = self.threads.run(work, [(batch[rows],) for rows in self.threads.shards(len(batch), cost=1)])
-            if check and not all(np.isfinite(a).all() for a in outputs):
-                bad = int(np.argmin(np.isfinite(np.concatenate(outputs).reshape(len(batch), -1)).all(axis=1)))
-                raise ValueError(
-                    f"the output for image {start + bad} is not finite: its pixels, or the weights of the network, are"
-                    " too large to compute with; give pixels like those of the training"
-                )
-            parts += outputs
-        return np.concatenate(parts)
+                parts += self.threads.run(work, [(batch[rows],) for rows in self.threads.shards(len(batch), cost=1)])
+        outputs = np.concatenate(parts)
+        finite = np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
+        if check and not finite.all():
+            raise ValueError(
+                f"the output for image {finite.argmin()} is not finite: its pixels, or the weights of the network, are"
+                " too large to compute with; give pixels like those of the training"
+            )
+        return outputs
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -177,18 +167,19 @@ class Trainer:
             if not shard.share:  # the weights of these rows are all 0, and so would be the divisor of their mean loss
                 zeros = [backend.array_module(p.data).zeros_like(p.data) for p in self.params]
                 return np.zeros(()), self._forward(shard.x), zeros
-            extra = () if shard.weight is None else (self._to_tensor(shard.weight),)
-            output, loss = self.objective(self.model, self._to_tensor(shard.x), self._to_tensor(shard.y), *extra)
+            x, y = self._to_tensor(shard.x), self._to_tensor(shard.y)
+            weight = () if shard.weight is None else (self._to_tensor(shard.weight),)
+            if self.objective is None:
+                output = self.model(x)
+                loss = self.loss(output, y, *weight)
+            else:
+                output, loss = self.objective(self.model, x, y, *weight)
         g = backend.array_module(loss.data).full_like(loss.data, shard.share)
         return loss.data, output.data, autograd.grad(loss, self.params, g)
 
     def _forward(self, x):
         with autograd.no_grad():
             return self.model(self._to_tensor(x)).numpy()
-
-    def _answer(self, x):
-        with self.model.evaluating(), np.errstate(over="ignore", invalid="ignore"):
-            return self._forward(x)
 
     def _to_tensor(self, array):
         return F.as_tensor(array).to(self.device)

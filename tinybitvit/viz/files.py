@@ -31,9 +31,7 @@ def attention_files(
         raise ValueError("give at least one image file")
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     first = next(iter(models.values()))
-    X = _load(first, paths)
-    if not hasattr(first, "_prepare"):
-        X = Normalize.from_dict(first.preprocessing or {"mean": [0.5], "std": [0.5]})(X)
+    X = first.read_images(paths) if hasattr(first, "read_images") else _load(first, paths)
     several = len(models) > 1
     result = compare_attention(models, X) if several else attention(first, X)
     if out.suffix == ".html":
@@ -46,9 +44,7 @@ def attention_files(
 
 
 def _load(model: Any, paths: Sequence[str | PathLike]) -> np.ndarray:
-    """The files as uint8 images (N, H, W, C) of the shape that the model takes."""
-    if hasattr(model, "image_shape_"):
-        height, width, channels = model.image_shape_
-    else:
-        (height, width), channels = F.as_pair(model.config["image_size"]), model.config["in_channels"]
-    return np.stack([read_image(path, (height, width, channels)) for path in paths])
+    """The files as a VisionTransformer takes images (N, H, W, C): of its shape, and normalised."""
+    shape = (*F.as_pair(model.config["image_size"]), model.config["in_channels"])
+    normalize = Normalize.from_dict(model.preprocessing or {"mean": [0.5], "std": [0.5]})
+    return normalize(np.stack([read_image(path, shape) for path in paths]))

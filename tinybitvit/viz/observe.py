@@ -30,8 +30,8 @@ def attention(
     Raises RuntimeError where a layer hands out no map, or where gradients cannot be had (packed models).
     """
     X = X if hasattr(X, "shape") else np.asarray(X)
-    if hasattr(model, "_prepare"):
-        prepared, network, classes = model._prepare(X), model.model_, model.classes_.tolist()
+    if hasattr(model, "prepare"):
+        prepared, network, classes = model.prepare(X), model.model_, model.classes_.tolist()
     else:
         prepared, network, classes = np.asarray(backend.to_numpy(X)), model, None
         if prepared.dtype.kind != "f":

@@ -31,8 +31,8 @@ def to_html(
 
     models: a fitted `tb.ViT`, a `VisionTransformer` (its classes are numbers, its pixels 0..1 are normalised by its
     `preprocessing`, else by 0.5), or a dict from names to such models of one image shape, which see the same image.
-    X: a few example images as for `predict`, their labels y. A model fitted on floats beyond 0..1 takes the range of
-    the pixels from X; without X it is assumed to be 0..16 or 0..255, as the mean tells.
+    X: a few example images as for `predict`, their labels y. Black and white of a picture become those of the images
+    that the model was fitted on.
 
     Low-bit weights are packed as densely as the layouts allow, 1.58 bits as "base3". Returns the page. Raises
     ValueError for models that do not fit on one page, with the size where it exceeds 25 MB.
@@ -50,14 +50,15 @@ def to_html(
             f"the page would have {size / 1e6:.0f} MB, and up to {LIMIT / 1e6:.0f} MB open well in a browser: export"
             " fewer bits, fewer models or a smaller network"
         )
-    blocks = [_model(name, named[name], arrays[name], X) for name in named]
+    blocks = [_model(name, named[name], arrays[name]) for name in named]
+    norm = _units(next(iter(named.values())))
     heading = title or f"Vision Transformer: {', '.join(block['name'] for block in blocks)}"
     data = {
         "shape": shape,
         "frame": _frame(shape, blocks[0]["ink"]),
-        "dark": blocks[0]["ink"] < 0.5,
+        "ground": norm.units.ground,
         "colors": attention_page.COLORS["attention"],
-        "examples": None if X is None else _examples(X, y, blocks[0]["normalize"]),
+        "examples": None if X is None else _examples(X, y, norm),
         "models": blocks,
     }
     parts = {
@@ -105,7 +106,7 @@ def _arrays(network: Any) -> dict[str, Entry]:
     return arrays
 
 
-def _model(name: str, model: Any, arrays: dict[str, Entry], X: np.ndarray | None) -> dict[str, Any]:
+def _model(name: str, model: Any, arrays: dict[str, Entry]) -> dict[str, Any]:
     """What the page is told about a model: configuration, normalisation, classes, sizes and all weights."""
     network = getattr(model, "model_", model)
     config, patch = network.config, network.embed.patch
@@ -117,7 +118,7 @@ def _model(name: str, model: Any, arrays: dict[str, Entry], X: np.ndarray | None
     content = b"".join(array.tobytes() for _, (_, _, array) in floats_first)
     weights = sum(int(np.prod(shape)) for key, (_, shape, _) in arrays.items() if not key.endswith(".scale"))
     used = sorted({kind for kind, _, _ in arrays.values()} - {"float32"})
-    normalize, ink = _normalize(model, X)
+    normalize, ink = _normalize(_units(model))
     sub_norms = (m.norm for m in network.modules() if isinstance(m, (BitLinear, PackedLinear)) and m.norm is not None)
     return {
         "name": name or ("1 bit" if config["bits"] == 1 else f"{config['bits']:g} bits"),
@@ -147,27 +148,27 @@ def _layout(name: str) -> dict[str, Any]:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _normalize(model: Any, X: np.ndarray | None) -> tuple[dict[str, Any], float]:
+def _units(model: Any) -> Normalize:
+    """What is known of a model's pixels; those of a network are in 0..1."""
+    stated = getattr(model, "preprocessing", None) or {"mean": 0.5, "std": 0.5}
+    return model.normalize_ if hasattr(model, "normalize_") else Normalize(stated["mean"], stated["std"])
+
+
+def _normalize(norm: Normalize) -> tuple[dict[str, Any], float]:
     """How bytes become what the network takes, (low + step byte - offset) scale, and the mean of the training pixels as
     a share of the range from black to white.
     """
-    stated = getattr(model, "preprocessing", None) or {"mean": 0.5, "std": 0.5}
-    norm = model.normalize_ if hasattr(model, "normalize_") else Normalize(stated["mean"], stated["std"])
-    low, high = _pixel_range(float(norm.mean.max()), X)
+    low, high = norm.ends
     if (low, high) == (0.0, 1.0):  # pixels were bytes, or floats in 0..1: what Normalize does to bytes, bit for bit
-        result = {"low": 0, "step": 1, "offset": norm.mean * UNIT, "scale": 1 / (norm.std * UNIT)}
+        result = {"low": 0, "step": 1, "offset": (norm.mean * UNIT).tolist(), "scale": (1 / (norm.std * UNIT)).tolist()}
     else:
-        result = {"low": low, "step": (high - low) / 255, "offset": norm.mean, "scale": 1 / norm.std}
-    result.update(offset=result["offset"].tolist(), scale=result["scale"].tolist())
+        result = {
+            "low": low,
+            "step": (high - low) / 255,
+            "offset": norm.mean.tolist(),
+            "scale": (1 / norm.std).tolist(),
+        }
     return result, float((norm.mean.mean() - low) / (high - low))
-
-
-def _pixel_range(mean: float, X: np.ndarray | None) -> tuple[float, float]:
-    """The values of black and white in the units that the model was fitted in."""
-    if X is not None and X.dtype != np.uint8:
-        low, high = float(X.min()), float(X.max())
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (min(low, 0.0), high)
-    return (0.0, 1.0) if mean <= 1 else (0.0, 16.0) if mean <= 8 else (0.0, 255.0)
 
 
 def _frame(shape: tuple[int, int, int], ink: float) -> dict[str, Any] | None:
@@ -197,10 +198,11 @@ def _check_examples(X: Any, y: Any, network: Any, shape: tuple[int, int, int]) -
     return X
 
 
-def _examples(X: np.ndarray, y: Any, normalize: dict[str, Any]) -> dict[str, Any]:
+def _examples(X: np.ndarray, y: Any, norm: Normalize) -> dict[str, Any]:
+    X = norm.units.conversion(X)(X)
     if X.dtype != np.uint8:
-        low, step = (0, 1 / 255) if normalize["step"] == 1 else (normalize["low"], normalize["step"])
-        X = np.clip(np.rint((X - low) / step), 0, 255).astype(np.uint8)
+        low, high = norm.ends
+        X = np.clip(np.rint((X - low) / ((high - low) / 255)), 0, 255).astype(np.uint8)
     return {"pixels": attention_page.page_base64(X), "labels": None if y is None else [str(label) for label in y]}
 
 

@@ -33,17 +33,17 @@ function toBytes(source, part) {
   return bytes;
 }
 
-/** Whether a grey image is dark on light while the training images are light on dark. */
+/** Whether a grey image has another border, dark or light, than the training images: the rule of data/folder.py. */
 function looksInverted(bytes) {
   const border = [...bytes].filter((_, i) => [0, WIDTH - 1].includes(i % WIDTH) || [0, HEIGHT - 1].includes(Math.floor(i / WIDTH)));
-  return border.reduce((a, b) => a + b, 0) > 128 * border.length;
+  return (border.reduce((a, b) => a + b, 0) > 127.5 * border.length) !== (data.ground === "light");
 }
 
 async function openFile(file) {
   closePicture();
   try {
     const bitmap = await createImageBitmap(file), bytes = toBytes(bitmap, [0, 0, bitmap.width, bitmap.height]);
-    byId("invert").checked = CHANNELS === 1 && data.dark && looksInverted(bytes);
+    byId("invert").checked = CHANNELS === 1 && data.ground !== null && looksInverted(bytes);
     openPicture(bytes, true);
     say(`${file.name}, stretched to ${HEIGHT} x ${WIDTH} pixels`);
   } catch {

@@ -1,7 +1,7 @@
 """What a low-bit student learns of its full-precision teacher.
 
 An objective is called with (model, x, y) or (model, x, y, weight), weight (N,) one number a row, and returns the
-outputs (N, classes) and the loss, a Tensor with one number. See `step.Labels` for the one without a teacher.
+outputs (N, classes) and the loss, a Tensor with one number.
 """
 
 from collections.abc import Callable
@@ -61,11 +61,12 @@ class Distill:
         self.teacher, self.temperature, self.loss = teacher, temperature, loss
         self.hidden, self.labels = hidden, labels
 
-    def __call__(self, student: VisionTransformer, x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, student: VisionTransformer, x: Tensor, y: Tensor, *weight: Any) -> tuple[Tensor, Tensor]:
         t, n = self.temperature, len(student.blocks)
         with no_grad():
             h = self.teacher.tokens(x)
-        mine, loss = student.tokens(x), 0.0
+        mine = student.tokens(x)
+        loss: Any = 0.0
         for block, theirs in zip(student.blocks, self.teacher.blocks, strict=True):
             with no_grad():
                 target = theirs(h)
