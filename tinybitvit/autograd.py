@@ -108,37 +108,28 @@ class Node:
         self.ctx = None
         if not isinstance(grads, tuple) or len(grads) != len(self.inputs):
             raise TypeError(f"{name}.backward must return a tuple of {len(self.inputs)} gradients, one per array input")
-        for source, grad, (shape, _) in zip(self.inputs, grads, self.like, strict=True):
-            if source is not None and (grad is None or grad.shape != shape):
-                got = "None" if grad is None else f"shape {grad.shape}"
-                raise ValueError(f"{name}.backward returned {got} as the gradient of an input of shape {shape}")
-        wanted = []
-        for source, part, (_, dtype) in zip(self.inputs, grads, self.like, strict=True):
+        held, wanted = [id(a) for a in (g, *ctx.saved, *grads)], []
+        for source, grad, (shape, dtype) in zip(self.inputs, grads, self.like, strict=True):
             if source is None:
                 continue
-            ours = part.base is None and not any(part is a for a in (g, *ctx.saved)) and _count(part, grads) == 1
-            wanted.append((source, part, ours) if part.dtype == dtype else (source, part.astype(dtype), True))
+            if grad is None or grad.shape != shape:
+                got = "None" if grad is None else f"shape {grad.shape}"
+                raise ValueError(f"{name}.backward returned {got} as the gradient of an input of shape {shape}")
+            ours = grad.base is None and held.count(id(grad)) == 1
+            wanted.append((source, grad, ours) if grad.dtype == dtype else (source, grad.astype(dtype), True))
         return wanted
-
-
-def _count(array: Array, arrays: tuple) -> int:
-    return sum(array is a for a in arrays)
 
 
 def consumers(root: Source) -> dict[Source, int]:
     """For every node and leaf below root: by how many edges of the graph its gradient will be fed."""
-    count = {root: 1}
-    stack = [root]
+    count, stack = {root: 1}, [root]
     while stack:
         node = stack.pop()
         for source in node.inputs if isinstance(node, Node) else ():
-            if source is None:
-                continue
-            if source in count:
-                count[source] += 1
-            else:
-                count[source] = 1
-                stack.append(source)
+            if source is not None:
+                if source not in count:
+                    stack.append(source)
+                count[source] = count.get(source, 0) + 1
     return count
 
 
@@ -146,14 +137,15 @@ class _Sums(dict):
     """source -> (the sum of the gradients that have arrived for it, whether that array is ours to add into)."""
 
     def add(self, source: Source, part: Array, ours: bool) -> None:
-        total, total_is_ours = self.get(source, (None, False))
-        if total is None:
+        if source not in self:
             self[source] = part, ours
-        elif total_is_ours:
+            return
+        total, ours = self[source]
+        if ours:
             total += part
-            self[source] = total, True
         else:
-            self[source] = total + part, True
+            total = total + part
+        self[source] = total, True
 
 
 def backpropagate(root: Source, g: Array, wanted: Container[Source] | None = None) -> dict[Source, Array]:
@@ -168,8 +160,8 @@ def backpropagate(root: Source, g: Array, wanted: Container[Source] | None = Non
         grad, ours = arrived.pop(source)
         if (not isinstance(source, Node)) if wanted is None else (source in wanted):
             result[source] = backend.as_array(grad if ours else grad.copy())  # NumPy has scalars for 0-d results
-        for below, *part in source.backward(grad) if isinstance(source, Node) else ():
-            arrived.add(below, *part)
+        for below, part, fresh in source.backward(grad) if isinstance(source, Node) else ():
+            arrived.add(below, part, fresh)
             waiting[below] -= 1
             if not waiting[below]:
                 ready.append(below)

@@ -4,7 +4,7 @@ Array operations have NumPy's names and `axis`; network operations have the mean
 `torch.nn.functional`. Formulas and derivations stand in the docstrings of the Functions in `tinybitvit.ops`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from . import backend
@@ -17,69 +17,41 @@ Size: TypeAlias = int | tuple[int, int]
 # --- elementwise, broadcasting ----------------------------------------------------------------------------------------
 
 
-def add(a: Any, b: Any) -> Tensor:
-    """a + b."""
-    return apply(OPS["add"], a, b)
+def _of_one(name: str, doc: str) -> Callable[[Any], Tensor]:
+    def function(x: Any) -> Tensor:
+        return apply(OPS[name], x)
+
+    function.__name__, function.__doc__ = name, doc
+    return function
 
 
-def sub(a: Any, b: Any) -> Tensor:
-    """a - b."""
-    return apply(OPS["sub"], a, b)
+def _of_two(name: str, doc: str) -> Callable[[Any, Any], Tensor]:
+    def function(a: Any, b: Any) -> Tensor:
+        return apply(OPS[name], a, b)
+
+    function.__name__, function.__doc__ = name, doc
+    return function
 
 
-def mul(a: Any, b: Any) -> Tensor:
-    """a * b."""
-    return apply(OPS["mul"], a, b)
-
-
-def div(a: Any, b: Any) -> Tensor:
-    """a / b."""
-    return apply(OPS["div"], a, b)
-
-
-def neg(x: Any) -> Tensor:
-    """-x."""
-    return apply(OPS["neg"], x)
+add = _of_two("add", "a + b.")
+sub = _of_two("sub", "a - b.")
+mul = _of_two("mul", "a * b.")
+div = _of_two("div", "a / b.")
+power = _of_two("power", "a ** b, element by element.")
+maximum = _of_two("maximum", "The larger of a and b, element by element.")
+neg = _of_one("neg", "-x.")
+exp = _of_one("exp", "e^x.")
+log = _of_one("log", "Natural logarithm.")
+sqrt = _of_one("sqrt", "Square root.")
+tanh = _of_one("tanh", "Hyperbolic tangent.")
+sigmoid = _of_one("sigmoid", "1 / (1 + e^-x).")
+relu = _of_one("relu", "max(x, 0).")
+abs = _of_one("abs", "Absolute value.")
 
 
 def pow(x: Any, exponent: Any) -> Tensor:
     """x ** exponent, the exponent a number, a Tensor or an array."""
     return as_tensor(x) ** exponent
-
-
-def power(a: Any, b: Any) -> Tensor:
-    """a ** b, element by element."""
-    return apply(OPS["power"], a, b)
-
-
-def exp(x: Any) -> Tensor:
-    """e^x."""
-    return apply(OPS["exp"], x)
-
-
-def log(x: Any) -> Tensor:
-    """Natural logarithm."""
-    return apply(OPS["log"], x)
-
-
-def sqrt(x: Any) -> Tensor:
-    """Square root."""
-    return apply(OPS["sqrt"], x)
-
-
-def tanh(x: Any) -> Tensor:
-    """Hyperbolic tangent."""
-    return apply(OPS["tanh"], x)
-
-
-def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + e^-x)."""
-    return apply(OPS["sigmoid"], x)
-
-
-def relu(x: Any) -> Tensor:
-    """max(x, 0)."""
-    return apply(OPS["relu"], x)
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -90,16 +62,6 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """a where the condition (a bool array) holds, else b."""
     return apply(OPS["where"], condition, a, b)
-
-
-def abs(x: Any) -> Tensor:
-    """Absolute value."""
-    return apply(OPS["abs"], x)
-
-
-def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of a and b, element by element."""
-    return apply(OPS["maximum"], a, b)
 
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:

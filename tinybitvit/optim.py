@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import autograd, backend
 from .backend import Array
 from .nn import Module
 from .tensor import Tensor
+
+Params: TypeAlias = Iterable[Any]  # Parameters, or the dicts of groups of them
 
 # Elements: weights, gradient, two moments and a result between them take 1.3 MB as float32. Much shorter stretches make
 # threads wait for the interpreter lock more than they compute.
@@ -100,7 +102,7 @@ class Optimizer:
 
     slots = 0
 
-    def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
+    def __init__(self, params: Params, **defaults: Any) -> None:
         if isinstance(params, (Tensor, Module, dict)):
             raise TypeError("the optimiser needs a list of Parameters, such as model.parameters()")
         params = list(params)
@@ -154,11 +156,8 @@ class Optimizer:
         mine, steps = self._named_slots(), int(state["steps"])
         # a state without counts comes from an optimiser that took the same count for all
         counts = state.get("counts") or [[steps] * len(b.params) for b in self.buffers]
-        if (
-            mine.keys() != state["arrays"].keys()
-            or any(a.shape != state["arrays"][k].shape for k, a in mine.items())
-            or [len(c) for c in counts] != [len(b.params) for b in self.buffers]
-        ):
+        shapes, given = ({name: a.shape for name, a in arrays.items()} for arrays in (mine, state["arrays"]))
+        if shapes != given or [len(c) for c in counts] != [len(b.params) for b in self.buffers]:
             raise ValueError("load_state_dict: the state belongs to an optimiser over other parameters")
         for name, array in mine.items():
             array[...] = backend.to_device(state["arrays"][name], backend.device_of(array))
@@ -194,12 +193,7 @@ class SGD(Optimizer):
     slots = 1
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
+        self, params: Params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
@@ -222,12 +216,7 @@ class AdamW(Optimizer):
     slots = 2
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        self, params: Params, lr: float = 1e-3, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 

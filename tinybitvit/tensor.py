@@ -16,15 +16,22 @@ def apply(function: type[Function], *inputs: Any, **params: Any) -> "Tensor":
 
     A number, Python's or NumPy's, takes the dtype of the Tensors and arrays beside it. Returns a Tensor.
     """
-    arrays = [i._data if isinstance(i, Tensor) else _constant(i, inputs) for i in inputs if i is not None]
+    arrays, sources = [], []
+    for i in inputs:
+        if isinstance(i, Tensor):
+            arrays.append(i._data)
+            sources.append(i.source)
+        elif i is not None:
+            arrays.append(_constant(i, inputs))
+            sources.append(None)
     for name, value in params.items():
         if isinstance(value, backend.host.generic):
             # NumPy would let its own scalars, unlike Python's, change the dtype of the result
             params[name] = value.item()
     xp = backend.array_module(*arrays)
-    sources = [i.source if isinstance(i, Tensor) else None for i in inputs if i is not None]
-    recorded = autograd.is_recording() and any(s is not None for s in sources)
-    ctx = Context(xp, tuple(recorded and s is not None for s in sources))
+    needs = tuple([s is not None for s in sources])
+    recorded = True in needs and autograd.is_recording()
+    ctx = Context(xp, needs if recorded else (False,) * len(needs))
     try:
         y = _as_array(xp, function.forward(ctx, *arrays, **params))
     except (ValueError, IndexError) as error:

@@ -317,8 +317,8 @@ print(inspect.getsource(autograd.consumers))
 
 # %% [markdown]
 # Second walk: *whoever has got everything passes it on.* Where the library has lines that ours lacks, somebody
-# was bitten: `owned` keeps two gradients from sharing memory, `dtype` keeps float32 networks in float32, and a graph
-# that was used is emptied (`Node.backward`) so that the arrays of a training step do not pile up.
+# was bitten: `ours` keeps two gradients from sharing memory, and `Node.backward` keeps float32 networks in float32 and
+# empties a graph that was used, so that the arrays of a training step do not pile up.
 
 # %%
 print(inspect.getsource(autograd.backpropagate))

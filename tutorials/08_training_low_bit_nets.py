@@ -139,7 +139,7 @@ def test_accuracy(model):
 # Twice the same network, once with the library's schedule and once with a constant learning rate:
 
 # %%
-print(inspect.getsource(tb.optim.WarmupCosine.factor))
+print(inspect.getsource(tb.optim.warmup_cosine))
 
 # %% [markdown]
 # **Predict**: what share of the weights flips in a step, in the middle of training? Does it fall to zero by itself,

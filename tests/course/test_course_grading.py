@@ -13,6 +13,8 @@ import nbformat
 import pytest
 from course_books import ASSIGNMENTS, ROOT, SETS, data, grade_id, is_test, master, regions, solved, task_number
 
+from tinybitvit.course import grading
+
 pytestmark = pytest.mark.slow
 
 SET = "ps3"
@@ -190,32 +192,51 @@ def test_what_is_graded_has_every_test_once_and_whole(student, course):
 def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
     """Graded without the masters: an isolated grader need not have them."""
     (course.folder / "source").rename(tmp_path / "source")
-    late = {"amy": (kills_the_kernel, {}), "ben": (loops, {}), "zoe": (correct, {})}
+    late = {"amy": (kills_the_kernel, {}), "ben": (loops, {}), "max": (kills_the_grader, {}), "zoe": (correct, {})}
     hand_in(tmp_path / "late", course.release, late)
     (tmp_path / "late" / "cem.ipynb").write_text("not a notebook")
-    printed = command("grade", SET, tmp_path / "late", "--timeout", 10, "--course", course.folder, folder=tmp_path)
+    (tmp_path / "late" / "dir.ipynb").mkdir()
+    (tmp_path / "late" / "eve.ipynb").symlink_to(ASSIGNMENTS / f"{SET}.ipynb")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "late" / "fay.ipynb")
+    printed = command("grade", SET, tmp_path / "late", "--timeout", 20, "--course", course.folder, folder=tmp_path)
     (tmp_path / "source").rename(course.folder / "source")
     rows = grades(course.folder)
-    assert set(rows) == {*CLASS, *late, "cem"}
-    tasks = {k: float(rows["ben"][f"task {k}"]) for k in POINTS}
-    assert tasks == POINTS | {4: 2, 5: 1}, "interrupted, and what does not need the loop is graded"
-    assert float(rows["zoe"]["score"]) == 21
-    for student in ("amy", "cem"):
+    odd = ["cem", "dir", "eve", *(["fay"] if hasattr(os, "mkfifo") else [])]
+    assert set(rows) == {*CLASS, *late, *odd}
+    tasks = {student: {k: float(rows[student][f"task {k}"]) for k in POINTS} for student in late}
+    assert tasks["ben"] == POINTS | {4: 2, 5: 1}, "interrupted, and what does not need the loop is graded"
+    assert tasks["amy"] == dict.fromkeys(POINTS, 0) | {3: POINTS[3]}, "the cell that ends the process is left out"
+    assert tasks["max"] in (tasks["amy"], tasks["zoe"]), "it finds nobody to kill, or itself"
+    assert tasks["zoe"] == POINTS and float(rows["zoe"]["score"]) == 21
+    for student in odd:
         assert float(rows[student]["score"]) == 0 and rows[student]["note"] == "could not be graded"
-    assert re.search(r"^amy: .*[Kk]ernel died", printed, re.M) and re.search(r"^cem: .*JSON", printed, re.M)
+    assert re.search(r"^cem: .*JSON", printed, re.M)
+    assert all(f"{student}: it is a link, a folder or a pipe, not a notebook\n" in printed for student in odd[1:])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process as POSIX does")
-def test_a_killed_grader_is_one_sentence_and_loses_nothing(course, tmp_path):
+def test_a_killed_grader_harms_nobody_else(course, tmp_path, monkeypatch, capsys):
+    """Whatever kills a process that grades: the others are graded, and its own submission has a note."""
     before = grades(course.folder)
-    hand_in(tmp_path / "two", course.release, {"ann": CLASS["bob"], "max": (kills_the_grader, {})})
-    done = run("grade", SET, tmp_path / "two", "--jobs", 2, "--course", course.folder, folder=tmp_path)
-    assert done.returncode == 2
-    assert re.fullmatch(r"tinybitvit: grading was killed at (ann|max) or one of the next; .* --jobs\n", done.stderr)
-    assert grades(course.folder) == before
-    hand_in(tmp_path / "one", course.release, {"ann": CLASS["ann"]})
-    command("grade", SET, tmp_path / "one", "--course", course.folder, folder=tmp_path)
-    assert {k: v for k, v in grades(course.folder).items() if k != "max"} == before
+    hand_in(tmp_path / "two", course.release, {"ann": CLASS["ann"], "kim": (correct, {}), "lea": (correct, {})})
+    monkeypatch.setattr(grading, "_convert", killed_at_kim)
+    grading.grade(SET, tmp_path / "two", course.folder, jobs=2)
+    out = capsys.readouterr().out
+    assert "kim: the process that graded it was killed" in out and out.count("21 of 25 points") == 2
+    after = grades(course.folder)
+    assert {k: v for k, v in after.items() if k not in ("kim", "lea")} == before
+    assert float(after["kim"]["score"]) == 0 and after["kim"]["note"] == "could not be graded"
+
+
+CONVERT = grading._convert
+
+
+def killed_at_kim(converter, root, name, student=".", timeout=60):
+    problem = CONVERT(converter, root, name, student, timeout)
+    if student == "kim":
+        os.kill(os.getpid(), 9)
+    return problem
 
 
 def test_prose_is_graded_by_hand_and_feedback_hides_the_hidden_tests(course):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from devices import each_run, fetch, send
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tinybitvit import Tensor, optim
 from tinybitvit.models import VisionTransformer
@@ -178,6 +180,39 @@ def test_momentum_rests_while_there_is_no_gradient(rng):
         assert_equal_weights(ours, theirs, step + 1)
 
 
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), kind=st.sampled_from(["SGD", "AdamW"]))
+def test_parameters_learn_whenever_they_have_a_gradient(kind, data):
+    """Each counts its own updates, as in torch, whichever have a gradient in a step."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    ours, theirs = parameters(rng)
+    options = {"lr": 0.01, "weight_decay": 0.1} | ({"momentum": 0.9} if kind == "SGD" else {})
+    optimizer, reference = getattr(optim, kind)(ours, **options), getattr(torch.optim, kind)(theirs, **options)
+    counts = [0] * len(ours)
+    for _ in range(5):
+        set_gradients(rng, ours, theirs)
+        for i, p in enumerate(ours):
+            if data.draw(st.booleans()):
+                p.grad = theirs[i].grad = None
+            else:
+                counts[i] += 1
+        optimizer.step()
+        reference.step()
+    assert_equal_weights(ours, theirs, 5)
+    assert optimizer.state_dict()["counts"] == [counts] and optimizer.steps == 5
+
+
+def test_a_state_without_counts_counts_alike_for_all(rng):
+    """As states of earlier versions have it, in which all parameters had one count."""
+    ours, theirs = parameters(rng)
+    optimizer, reference = AdamW(ours, lr=0.01), torch.optim.AdamW(theirs, lr=0.01)
+    train_both(rng, ours, theirs, optimizer, reference, steps=3)
+    state = optimizer.state_dict()
+    del state["counts"]
+    optimizer.load_state_dict(state)
+    train_both(rng, ours, theirs, optimizer, reference, steps=3)
+
+
 def test_nothing_has_a_gradient(rng):
     ours, _ = parameters(rng)
     before = [p.data.copy() for p in ours]
@@ -266,6 +301,63 @@ def test_wrong_parameters_are_refused(rng):
         SGD([], lr=0.1)
     with pytest.raises(ValueError, match="one dtype"):
         SGD([Parameter(np.ones(2)), Parameter(np.ones(2, "float32"))], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[
+            (name, value)
+            for name in ("lr", "weight_decay")
+            for value in (-0.1, float("nan"), float("inf"), "0.1", None)
+        ],
+        *[("betas", value) for value in ((0.9, 1.0), (-0.1, 0.9), (0.9,), (0.9, float("nan")))],
+        ("eps", -1e-8),
+        ("momentum", -0.5),
+    ],
+)
+def test_options_that_make_no_sense_are_named(option, value):
+    kind = SGD if option == "momentum" else AdamW
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        kind([Parameter(np.ones(2))], **{"lr": 0.1, option: value})
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        kind([{"params": [Parameter(np.ones(2))], option: value}], lr=0.1)
+
+
+def test_what_is_no_list_of_parameters_is_refused():
+    p = Parameter(np.ones((2, 2)))
+    for params in (p, Linear(2, 2), {"params": [p]}):
+        with pytest.raises(TypeError, match=r"such as model.parameters\(\)"):
+            SGD(params, lr=0.1)
+    for wrong in (np.ones(2), "weight", p * 2, Tensor([1, 2])):
+        with pytest.raises(TypeError, match="an optimiser updates Parameters, not"):
+            SGD([p, wrong], lr=0.1)
+    for twice in ([p, p], [{"params": [p]}, {"params": [p]}]):
+        with pytest.raises(ValueError, match="the same Parameter twice"):
+            SGD(twice, lr=0.1)
+
+
+def test_shapes_that_only_broadcast_are_refused():
+    p = Parameter(np.ones((2, 2)))
+    optimizer = SGD([p], lr=0.1)
+    p.grad = np.ones(2)
+    with pytest.raises(ValueError, match=r"of shape \(2, 2\) has shape \(2,\)"):
+        optimizer.step()
+    p.grad, p.data = np.ones((2, 2)), np.ones(2)
+    with pytest.raises(RuntimeError, match=r"changed its shape from \(2, 2\) to \(2,\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, float("nan")])
+def test_gradients_are_not_clipped_to_nonsense(max_norm):
+    with pytest.raises(ValueError, match="max_norm must be a number from 0"):
+        clip_grad_norm([Parameter(np.ones(2))], max_norm)
+
+
+def test_clipping_one_parameter():
+    p = Parameter(np.ones((2, 2)))
+    p.grad = np.full((2, 2), 2.0)
+    assert clip_grad_norm(p, 1.0) == 4 and np.allclose(p.grad, 0.5)
 
 
 def test_parameters_may_come_from_iterators(rng):

@@ -5,7 +5,7 @@ import argparse
 from .arguments import count, name, small_count
 
 SET_HELP = "a problem set, such as ps1"
-ISOLATE = "This runs the students' code with your rights: docs/instructors.md says how to isolate it."
+ISOLATE = "This runs the students' code, shut in where the system allows it: see docs/instructors.md."
 
 
 def add_course(commands) -> None:

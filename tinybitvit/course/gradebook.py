@@ -1,5 +1,6 @@
 """What comes out of nbgrader's database: `grades.csv`, and `answers-<set>.csv` with the prose, which comes back in."""
 
+import codecs
 import csv
 import io
 import os
@@ -7,13 +8,18 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..files import write_file
 
 ANSWER_COLUMNS = ["student", "question", "answer", "max_points", "points", "comment"]
+NEEDED = ["student", "question", "points", "comment"]
+MOST_TEXT = 32_000  # characters: a cell of Excel holds 32,767
+# Where a spreadsheet, whatever its separator, may see the start of a formula. An apostrophe there says: this is text.
+FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+@\-'\t\r])")
+GUARDED = re.compile(FORMULA.pattern.replace("(?=", "'(?="))
 
 
 @contextmanager
@@ -50,14 +56,14 @@ def grades_row(root: Path, submission: Any) -> dict[str, Any]:
     """Its row in `grades.csv`: points in all, in each task and for the prose (missing: not graded yet)."""
     assignment, student = submission.assignment.name, submission.student.id
     row = {"assignment": assignment, "student": student, "score": 0.0, "max_score": 0.0}
+    # nbgrader removes what it began to write where it could not go on
+    whole = (root / "autograded" / student / assignment).is_dir()
     for grade in (grade for notebook in submission.notebooks for grade in notebook.grades):
-        column, points = _column(grade.name), _points(grade)
+        column, points = _column(grade.name), _points(grade) if whole else 0.0
         row["max_score"] += grade.max_score
         row["score"] += points or 0
         if points is not None:
             row[column] = row.get(column, 0.0) + points
-    # nbgrader removes what it began to write where it could not go on
-    whole = (root / "autograded" / student / assignment).is_dir()
     row["note"] = "" if whole else "could not be graded"
     return row
 
@@ -85,15 +91,6 @@ def write_grades(root: Path) -> Path:
     header = ["assignment", "student", "score", "max_score", *columns, "prose", "note"]
     _write_csv(path, header, rows)
     return path
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    # Excel takes a file without the mark in front for another encoding.
-    write_file(path, "\ufeff" + text.getvalue())
 
 
 def _answers_path(root: Path, name: str) -> Path:
@@ -128,17 +125,24 @@ def write_answers(root: Path, name: str) -> None:
 
 
 def read_answers(root: Path, name: str) -> None:
-    """Take the points and comments of `answers-<set>.csv` into the gradebook. ValueError for points out of range."""
+    """Take the points and comments of `answers-<set>.csv` into the gradebook.
+
+    Any spreadsheet may have written it: with commas, semicolons or tabs, in UTF-8, UTF-16 or cp1252. ValueError for
+    points out of range, and for a table that is not this one.
+    """
+    from nbgrader.api import MissingEntry
+
     path = _answers_path(root, name)
     if not path.is_file():
         return
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
     with gradebook(root) as book:
-        for row in rows:
+        for row in read_table(path):
             student, question, points = row["student"], row["question"], row["points"].strip()
-            grade = book.find_grade(question, name, name, student)
-            comment = book.find_comment(question, name, name, student)
+            try:
+                grade = book.find_grade(question, name, name, student)
+                comment = book.find_comment(question, name, name, student)
+            except MissingEntry:
+                raise ValueError(f"{path}: there is no {question!r} of {student!r}: leave these two columns") from None
             if points:
                 try:
                     grade.manual_score = float(points.replace(",", "."))
@@ -149,3 +153,46 @@ def read_answers(root: Path, name: str) -> None:
                 grade.needs_manual_grade = False
             comment.manual_comment = row["comment"].strip() or None
         book.db.commit()
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
+    # Excel takes a file without the mark at its beginning for another encoding.
+    write_file(path, "\ufeff" + text.getvalue())
+
+
+def _guarded(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, nor for too much text."""
+    if not isinstance(value, str):
+        return value
+    return FORMULA.sub(r"\1'", value.replace("\0", "")[:MOST_TEXT])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of answers, as they were before `_guarded`. ValueError where its columns are missing."""
+    data = path.read_bytes()
+    for encoding in (
+        "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig",
+        "cp1252",
+    ):
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            break
+    else:
+        text = data.decode("latin-1")
+    text = re.sub(r"\Asep=.\r?\n", "", text)  # what Excel may put first
+    for delimiter in ",;\t":
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        header = [name.strip().lower() for name in rows[0]] if rows else []
+        if set(NEEDED) <= set(header):
+            break
+    else:
+        raise ValueError(f"{path} lacks the columns {', '.join(NEEDED)}: save the table as CSV, with its first row")
+    cells = [[GUARDED.sub(r"\1", cell) for cell in row] for row in rows[1:]]
+    return [dict(zip(header, row + [""] * len(header), strict=False)) for row in cells if any(row)]

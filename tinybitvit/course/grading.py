@@ -2,12 +2,14 @@
 
 A course is a folder: `source` (masters with solutions), `release` (what students get), `submitted`, `autograded`,
 `feedback` (a page for each student), `gradebook.db`, `grades.csv` and `answers-<set>.csv` (prose, graded by hand).
-Grading runs the students' code with the rights of whoever grades; docs/instructors.md says how to isolate it.
+Each student's code runs in a process of its own, the tests in another; docs/instructors.md says what that prevents.
 """
 
 import io
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -17,8 +19,9 @@ from typing import Any
 
 from ..files import write_file
 from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
+from .stage import TIMEOUT, Stage
+from .submission import MOST_BYTES
 
-TIMEOUT = 60  # seconds a cell may take
 # "*" and its like select several students where nbgrader looks for one.
 STUDENT = re.compile(r"\w[\w .,@'()=-]*")
 
@@ -28,21 +31,18 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
     from nbconvert.preprocessors import ClearMetadataPreprocessor, CSSHTMLHeaderPreprocessor
     from nbgrader import preprocessors as stock
 
-    from .preprocessors import ExecuteQuietly, HideHiddenTests, RepairCells
+    from .preprocessors import HideHiddenTests, MakeInert, Perform, RepairCells, inert_markdown
 
     root = Path(root).resolve()
     config.CourseDirectory.course_id = "tinybitvit"
     config.CourseDirectory.root = str(root)
     config.CourseDirectory.db_url = database(root)
-    config.Execute.timeout = timeout
-    config.Execute.interrupt_on_timeout = True
-    # Nobody needs to be told, once for each student, that kernel and grader talk over local sockets.
-    config.Execute.extra_arguments = ["--HistoryManager.hist_file=:memory:", "--IPKernelApp.log_level=ERROR"]
+    config.Perform.timeout = timeout
     config.LimitOutput.max_lines = 200
     # nbgrader gives no points to a cell with text on stderr, and that may be a warning from a library: drop such text.
     config.IgnorePattern.enabled = True
     config.IgnorePattern.pattern = r"(?s)."
-    config.RepairCells.release = str(root / "release")
+    config.RepairCells.release = config.Perform.release = str(root / "release")
     config.Autograde.sanitize_preprocessors = [
         stock.ClearOutput,
         RepairCells,
@@ -52,7 +52,7 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
         stock.CheckCellMetadata,
     ]
     config.Autograde.autograde_preprocessors = [
-        ExecuteQuietly,
+        Perform,
         stock.IgnorePattern,
         ClearMetadataPreprocessor,
         stock.LimitOutput,
@@ -60,7 +60,9 @@ def configure(config: Any, root: str | PathLike = ".", timeout: int = TIMEOUT) -
         stock.AssignLatePenalties,
         stock.CheckCellMetadata,
     ]
-    config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, CSSHTMLHeaderPreprocessor]
+    config.GenerateFeedback.preprocessors = [stock.GetGrades, HideHiddenTests, MakeInert, CSSHTMLHeaderPreprocessor]
+    config.HTMLExporter.sanitize_html = True
+    config.HTMLExporter.filters = {"markdown2html": inert_markdown}
 
 
 def new(folder: str | PathLike, assignments: str | PathLike | None = None) -> list[str]:
@@ -122,13 +124,12 @@ def grade(
     root = Path(course).resolve()
     _require_release(name, root)
     found = find_submissions(Path(submissions))
-    for student, path in found.items():
-        place = root / "submitted" / student / name / f"{name}.ipynb"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_file(place, path.read_bytes())
+    _say_what_is_missing()
+    odd = {student: problem for student, path in found.items() if (problem := _take_in(path, root, name, student))}
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
         with gradebook(root) as book:
             row = grades_row(root, book.find_submission(name, student))
+        problem = odd.get(student, problem)
         print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
     write_answers(root, name)
     return write_grades(root)
@@ -153,6 +154,26 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
     return root / "feedback"
 
 
+def _say_what_is_missing() -> None:
+    with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
+        stage.run("")
+        for wall in stage.missing:
+            print(f"warning: {wall} of the students' code: docs/instructors.md says what to do")
+
+
+def _take_in(path: Path, root: Path, name: str, student: str) -> str | None:
+    """Copy a submission into the course folder; or an empty file, and say why it is not the submission."""
+    problem = None
+    if path.is_symlink() or not path.is_file():  # a link may lead to the master
+        problem = "it is a link, a folder or a pipe, not a notebook"
+    elif path.stat().st_size > MOST_BYTES:
+        problem = f"it has over {MOST_BYTES >> 20} MB: its outputs should be cleared"
+    place = root / "submitted" / student / name / f"{name}.ipynb"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_file(place, "" if problem else path.read_bytes())
+    return problem
+
+
 def find_submissions(folder: Path) -> dict[str, Path]:
     """Student -> notebook. ValueError where a name cannot be a student's, or a folder does not hold one notebook."""
     if not folder.is_dir():
@@ -161,10 +182,13 @@ def find_submissions(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "__")):
             continue  # what file systems and archives leave behind
-        student = path.stem if path.suffix == ".ipynb" else path.name
-        inside = [path] if path.is_file() else [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-        if path.is_file() and path.suffix != ".ipynb":
+        if path.suffix == ".ipynb" or path.is_symlink():
+            inside = [path]
+        elif path.is_dir():
+            inside = [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+        else:
             continue
+        student = path.stem if path.suffix == ".ipynb" else path.name
         if len(inside) != 1:
             raise ValueError(f"{path} holds {len(inside)} notebooks: leave in it the one to be graded")
         if not STUDENT.fullmatch(student) or student in found:
@@ -213,17 +237,24 @@ def _convert(converter: str, root: Path, name: str, student: str = ".", timeout:
 def _autograde(
     root: Path, name: str, students: list[str], timeout: int, jobs: int | None
 ) -> Iterator[tuple[str, str | None]]:
-    """Each student in turn, with None or what went wrong; several are graded at the same time."""
-    from joblib import Parallel, cpu_count, delayed
+    """Each student with None or what went wrong; several are graded at the same time.
 
-    tasks = [delayed(_convert)("Autograde", root, name, student, timeout) for student in students]
-    done = 0
-    with quiet():  # joblib warns when it replaces a process whose memory has grown
-        try:
-            for problem in Parallel(n_jobs=min(jobs or cpu_count(), len(tasks)), return_as="generator")(tasks):
-                yield students[done], problem
-                done += 1
-        except BrokenProcessPool:
-            raise RuntimeError(
-                f"grading was killed at {students[done]} or one of the next; if memory ran out, take fewer --jobs"
-            ) from None
+    Where a process that grades is killed, those who were not graded yet get a process each, one after the other.
+    """
+    from joblib import cpu_count
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    waiting, together = students, min(jobs or cpu_count(), len(students))
+    while waiting:
+        left = []
+        with ProcessPoolExecutor(together) as pool:
+            futures = {s: pool.submit(_convert, "Autograde", root, name, s, timeout) for s in waiting}
+            for student, future in futures.items():
+                try:
+                    yield student, future.result()
+                except BrokenProcessPool:
+                    left.append(student)
+        if together == 1 and left:  # nobody else was graded there
+            shutil.rmtree(root / "autograded" / left[0] / name, ignore_errors=True)
+            yield left.pop(0), "the process that graded it was killed, perhaps because memory ran out"
+        waiting, together = left, 1
