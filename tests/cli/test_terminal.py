@@ -17,7 +17,8 @@ from test_cli import ROOT, TINY, start, status_of
 import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.cli.arguments import Parser
-from tinybitvit.cli.main import build_parser, model_names
+from tinybitvit.cli.main import build_parser
+from tinybitvit.cli.models import model_names
 from tinybitvit.files import printable
 from tinybitvit.study.presets import UPDATES
 from tinybitvit.train.meter import say

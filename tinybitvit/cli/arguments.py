@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .streams import one_line
+
 BAD_INPUT = 2  # exit status
 DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
 
@@ -20,11 +22,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
-def one_line(text: str) -> str:
-    """A text that may hold file names as one line that does nothing to a terminal."""
-    from ..files import printable
-
-    return printable(" ".join(text.split()))
+def add(commands: Any, command: Callable, text: str, more: str = "") -> Parser:
+    """The parser of a subcommand, named like the function that runs it."""
+    p = commands.add_parser(command.__name__, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    p.set_defaults(command=command)
+    return p
 
 
 def count(text: str, most: int = 10**9) -> int:
