@@ -47,7 +47,7 @@ def sentence(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError) and "memory" not in text:
+    if isinstance(error, MemoryError) and "memory" not in text.lower():
         text = f"not enough memory ({text}): make images, batches or the model smaller"
     return one_line(text)
 
