@@ -8,9 +8,8 @@ from devices import each_device, each_run
 from torch_reference import assert_close, compare, randomize
 
 from tinybitvit import Tensor, nn
-from tinybitvit.backend import to_numpy
+from tinybitvit.backend import array_module, to_numpy
 from tinybitvit.quant import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
-from tinybitvit.quant.watch import threshold_distance
 
 LOW_BITS = [b for b in WEIGHT_BITS if b != 32]
 RANGE = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}
@@ -265,7 +264,7 @@ def test_centred_weights_keep_codes_and_scales(bits, scale, granularity, device)
     codes, scales = (to_numpy(a) for a in module.codes())
     np.testing.assert_array_equal(codes, before[0])
     np.testing.assert_allclose(scales, before[1], rtol=1e-12)
-    apart = to_numpy(threshold_distance(latent, bits, granularity, scale))
+    apart = to_numpy(module.quantizer.distance(array_module(latent), latent))
     assert np.delete(apart, 3, axis=0).min() > 0.1  # some random weight is much closer
     sizes = [np.unique(np.abs(row).round(9)) for row in to_numpy(latent)]
     assert all(len(row) <= 1 + (bits > 1) * 2 ** max(1, bits - 1) for row in sizes)  # one size a code

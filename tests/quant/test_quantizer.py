@@ -49,7 +49,16 @@ class Squares(Five):
         return 200 * xp.clip(xp.rint(w), -1, 1), self.size(xp, w)
 
 
-OWN = [(WideZero, "2bit", 1.58), (Five, "int4", 3)]
+class Signs(Quantizer):
+    """Two levels, and one scale for the whole weight, whatever the options say."""
+
+    name, levels = "signs", (-1, 1)
+
+    def codes(self, xp, w):
+        return xp.where(w > 0, 1, -1).astype(w.dtype), xp.abs(w).mean(keepdims=True)
+
+
+OWN = [(WideZero, "2bit", 1.58), (Five, "int4", 3), (Signs, "1bit", 1)]
 each_own = pytest.mark.parametrize(("kind", "layout", "packed_bits"), OWN)
 
 
@@ -235,6 +244,10 @@ class NoScale(Five):
         return super().codes(xp, w)[0], 0 * self.size(xp, w)
 
 
+class ManyThresholds(Five):
+    thresholds = (0.0,)
+
+
 class Descending(Five):
     levels = (2, 1, 0, -1, -2)
 
@@ -250,6 +263,7 @@ class NoCodes(Quantizer):
         ({"quantizer": NoScale()}, "a scale is not above 0"),
         ({"quantizer": FlatScale()}, r"their scale is \(4,\) of float32; needed .* \(4, 1\) or \(1, 1\)"),
         ({"quantizer": Doubles()}, "its codes are .* of int8"),
+        ({"quantizer": ManyThresholds()}, "thresholds must be one number fewer than levels"),
         ({"quantizer": Descending()}, "levels must be whole numbers in ascending order"),
         ({"quantizer": "quaternary"}, "quantizer must be a Quantizer or one of binary, ternary, twn"),
         ({"quantizer": Five}, "quantizer must be an object such as Five"),
@@ -345,6 +359,19 @@ def test_huge_weights_have_the_codes_of_small_ones(bits, scale, granularity, rng
     quantizer, factor = find_quantizer(bits, granularity, scale), np.float32(2.0**126)
     (codes, size), (same, larger) = quantizer.codes(np, w), quantizer.codes(np, w * factor)
     assert np.array_equal(codes, same) and np.array_equal(size * factor, larger)
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4, 1])
+@pytest.mark.parametrize("bits", LOW_BITS)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_huge_inputs_have_the_outputs_of_small_ones(bits, activation_bits, rng):
+    """Without a bias, 2^122 times the input is 2^122 times the output, bit for bit, packed or not."""
+    layer = BitLinear(300, 16, bits, activation_bits, bias=False, rng=rng)
+    layer.weight.data *= np.float32(0.1)
+    x, factor = rng.uniform(-32, 32, (5, 300)).astype("float32"), np.float32(2.0**122)
+    for module in (layer, PackedLinear.from_bitlinear(layer)):
+        y, larger = no_graph(module, x), no_graph(module, x * factor)
+        assert np.isfinite(larger).all() and np.array_equal(y * factor, larger)
 
 
 def test_an_infinite_weight_stays_visible():

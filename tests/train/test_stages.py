@@ -194,10 +194,10 @@ def test_counts_of_codes():
 @pytest.mark.parametrize("bits", [1, 1.58, 2, 3])
 def test_distance_to_the_nearest_threshold(bits, granularity, rng):
     """A weight moved by a little less than its distance keeps its code, one way or the other changes it by more."""
-    from tinybitvit.quant import weight_codes
+    from tinybitvit.quant import find_quantizer, weight_codes
 
     w = rng.standard_normal((4, 50))
-    distance = watch.threshold_distance(w, bits, granularity)
+    distance = find_quantizer(bits, granularity).distance(np, w)
     codes, step = weight_codes(w, bits, granularity)
     mean = w.mean(axis=1, keepdims=True) if granularity == "row" else w.mean()
 

@@ -73,6 +73,16 @@ class Units:
     ground: Ground | None = None
     sure: bool = True
 
+    def __post_init__(self) -> None:
+        """ValueError or TypeError for what a file says and no images are."""
+        kind, ground = np.dtype(self.dtype).kind, self.ground
+        if (
+            not -math.inf < self.low <= self.high < math.inf
+            or kind not in "biuf"
+            or ground not in (None, "dark", "light")
+        ):
+            raise ValueError(f"no images have {self.dtype} pixels from {self.low} to {self.high}, {ground}")
+
     @classmethod
     def of(cls, X: np.ndarray) -> "Units":
         """Those of images (N, H, W, C). ValueError where a pixel is not finite."""

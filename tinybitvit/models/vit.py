@@ -233,6 +233,8 @@ class VisionTransformer(Module):
         packed = copy.deepcopy(self, {id(layer): PackedLinear.from_bitlinear(layer, layout) for layer in layers})
         if quantizer := packed.config.pop("quantizer", None):  # its bytes are those of a built-in width
             bits = packed.config["bits"] = quantizer.packed_bits
+            found = (m.granularity for m in packed.modules() if isinstance(m, PackedLinear))
+            packed.config["granularity"] = next(found, "row")
         packed.config["layout"] = layout or choose_layout(bits)
         packed.zero_grad()
         return packed.eval()

@@ -9,6 +9,7 @@ import math
 import threading
 from itertools import pairwise
 
+from .. import backend
 from ..backend import Array
 from ..ops.norm import inverse_root, mean_product
 from ..ops.ste import absmax_codes, binary_codes
@@ -17,6 +18,7 @@ from ..ops.ste import absmax_codes, binary_codes
 ROWS, BLOCK = 4096, 2**18
 # Whole numbers up to here are exact in float32, in any order of summation.
 EXACT = 2**24
+HUGE = 2.0**64  # a step of codes that large may overflow before the scale of the weights makes it smaller
 
 
 class _Scratch(threading.local):
@@ -76,12 +78,20 @@ def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[A
 
 
 def rescale(y: Array, step: Array | None, scale: Array, bias: Array | None) -> None:
-    """Accumulators (T, out) to outputs, in place: y = s_x s_w y + b."""
+    """Accumulators (T, out) to outputs, in place: y = s_x s_w y + b.
+
+    y s_x may overflow where the output does not: where an input is huge, s_x is divided by a power of 2 until the end.
+    """
+    part_of_step = 1.0
+    if step is not None and len(step) and backend.device_of(step) == "cpu" and step.max() > HUGE:
+        step, part_of_step = step / HUGE, HUGE
     for part in even_slices(len(y), BLOCK // max(1, y.shape[1])):
         block = y[part]
         if step is not None:
             block *= step[part]
         block *= scale
+        if part_of_step != 1:
+            block *= part_of_step
         if bias is not None:
             block += bias
 

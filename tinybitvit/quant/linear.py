@@ -10,14 +10,7 @@ from ..nn import Linear, RMSNorm
 from ..ops.ste import absmax_codes, binary_codes
 from ..tensor import Tensor, apply
 from .integer import integer_linear
-from .quantizer import Quantize, Quantizer, check_bits, find_quantizer
-
-
-def _of_quantizer(name):
-    """A property that reads and sets an option of a layer's quantiser."""
-    return property(
-        lambda layer: getattr(layer.quantizer, name), lambda layer, value: setattr(layer.quantizer, name, value)
-    )
+from .quantizer import OPTIONS, Quantize, Quantizer, asked, check_bits, find_quantizer
 
 
 class BitLinear(Linear):
@@ -36,8 +29,7 @@ class BitLinear(Linear):
     recorded the forward sums whole numbers and scales last, bit for bit what a `PackedLinear` computes.
     """
 
-    bits, granularity, scale = _of_quantizer("bits"), _of_quantizer("granularity"), _of_quantizer("scale")
-    ste, temperature = _of_quantizer("ste"), _of_quantizer("temperature")
+    bits, granularity, scale, ste, temperature = map(asked, (*OPTIONS, "temperature"))
 
     def __init__(
         self,

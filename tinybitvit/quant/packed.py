@@ -12,7 +12,7 @@ from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
 from .linear import BitLinear
 from .pack import LAYOUTS, binary_dot, get_layout, pack, packed_shape, sign_bits, unpack
-from .quantizer import Quantizer, check_bits, find_quantizer
+from .quantizer import OPTIONS, Quantizer, asked, check_bits, find_quantizer
 
 # Weights of one unpacked tile, at most: 16 MiB as float32, so that every layer of a ViT-B is a single tile. Smaller
 # tiles would need less memory, but a matrix product of few rows is slower.
@@ -50,6 +50,7 @@ class PackedLinear(Module):
 
     packed: Array
     scale: Array
+    bits, granularity = map(asked, OPTIONS[:2])
 
     def __init__(
         self,
@@ -63,9 +64,9 @@ class PackedLinear(Module):
         layout: str | None = None,
     ):
         super().__init__()
-        self.bits, self.activation_bits = check_bits(bits, activation_bits)
+        bits, self.activation_bits = check_bits(bits, activation_bits)
         self.in_features, self.out_features = in_features, out_features
-        self.quantizer = find_quantizer(self.bits, granularity)
+        self.quantizer = find_quantizer(bits, granularity)
         self.layout = check_layout(layout or self.quantizer.layout(), self.quantizer)
         shape = packed_shape((out_features, in_features), self.layout)
         self.register_buffer("packed", backend.host.zeros(shape, "uint8"))
@@ -115,9 +116,8 @@ class PackedLinear(Module):
 
     def _tiles(self, xp, dtype):
         """[(slice of output features, function that unpacks their codes)], all in the same memory of this thread."""
-        width = (
-            self.packed.shape[1] * LAYOUTS[self.layout].weights_per_byte
-        )  # padded to whole bytes: unpack's fast case
+        # padded to whole bytes: unpack's fast case
+        width = self.packed.shape[1] * LAYOUTS[self.layout].weights_per_byte
 
         def tile(part):
             out = scratch.array(xp, "tile", (len(part), width), dtype)

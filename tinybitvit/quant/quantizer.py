@@ -112,14 +112,13 @@ class Quantizer:
         """ValueError unless the codes, scale and slope for a weight w (out, in) are such as this class describes."""
         if list(self.levels) != sorted({int(level) for level in self.levels}) or len(self.levels) < 2:
             raise ValueError(f"quantizer {self.name!r}: levels must be whole numbers in ascending order, two at least")
+        if len(self.thresholds) != len(self.levels) - 1:
+            raise ValueError(f"quantizer {self.name!r}: thresholds must be one number fewer than levels")
         xp = backend.array_module(w)
         codes, scale = self.codes(xp, w)
         self.slope(xp, w, scale)
-        if (
-            codes.shape != w.shape
-            or scale.shape not in ((len(w), 1), (1, 1))
-            or not codes.dtype == scale.dtype == w.dtype
-        ):
+        fits = codes.shape == w.shape and scale.shape in ((len(w), 1), (1, 1))
+        if not (fits and codes.dtype == scale.dtype == w.dtype):
             raise ValueError(
                 f"quantizer {self.name!r}: for a weight {w.shape} of {w.dtype} its codes are {codes.shape} of "
                 f"{codes.dtype} and their scale is {scale.shape} of {scale.dtype}; needed the weight's shape and "
@@ -244,6 +243,15 @@ def find_quantizer(
         raise ValueError("bits=32 is nn.Linear, which quantises nothing (make_linear chooses between the two)")
     made = TernaryWeights if (bits, scale) == (1.58, "twn") else BUILT_IN[bits]
     return made(granularity, scale, ste)
+
+
+def asked(option: str) -> Any:
+    """A property of a layer that reads and sets an option of its quantiser."""
+
+    def read(layer):
+        return getattr(layer.quantizer, option)
+
+    return property(read, lambda layer, value: setattr(layer.quantizer, option, value))
 
 
 def bits_beside(quantizer: Quantizer | str | None, bits: float, default: float) -> float:

@@ -8,7 +8,6 @@ from .. import backend
 from ..backend import Array
 from ..nn import Module
 from .linear import BitLinear
-from .quantizer import find_quantizer
 
 
 def low_bit_layers(model: Module) -> list[BitLinear]:
@@ -32,17 +31,8 @@ def zero_share(codes: list[Array]) -> float:
     return sum(map(int, backend.to_host([(a == 0).sum() for a in codes]))) / sum(a.size for a in codes)
 
 
-def threshold_distance(w: Array, bits: float, granularity: str = "row", scale: str = "absmean") -> Array:
-    """How far each weight is from the nearest value at which its code would change, in units of its scale.
-
-    Thresholds lie at the mean for 1 bit, at half-integers else, none of them beyond the outermost codes. With
-    scale='twn' the unit is twice the threshold.
-    """
-    return find_quantizer(bits, granularity, scale).distance(backend.array_module(w), w)
-
-
 def mean_distance(model: Module) -> float:
-    """The mean of `threshold_distance` over all low-bit weights of a model."""
+    """The mean of `Quantizer.distance` over all low-bit weights of a model."""
     layers = low_bit_layers(model)
     weights = [(layer.quantizer, layer.weight.data) for layer in layers]
     sums = backend.to_host([quantizer.distance(backend.array_module(w), w).sum() for quantizer, w in weights])
