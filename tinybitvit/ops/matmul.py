@@ -45,6 +45,7 @@ class Linear(Function, name="linear"):
 
     y_o = sum_i x_i W_oi + b_o. With the leading axes flattened into rows:
     dx = g W, dW = g^T x, db = sum over rows of g.
+    Plainly: `linear` in tests/ops/test_compositions.py.
     """
 
     @staticmethod
