@@ -100,7 +100,7 @@ def timm(arrays: Mapping[str, Any], config: Mapping[str, Any], heads: int | None
     Without any config the heads are 64 channels wide, as in all of timm's models up to 1024 channels but one.
     """
     arguments, published = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    sizes, name = sizes_of(arrays), config.get("architecture")
+    sizes, name = sizes_of(arrays), config.get("architecture", published.get("architecture"))
     if "blocks.0.q.weight" in arrays:
         raise ValueError("the arrays have Hugging Face's names: put their config.json beside the file")
     for key, value in arguments.items():
