@@ -286,7 +286,11 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be a number from 0, not {max_norm!r}")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    grads = [p.grad for p in parameters if p.grad is not None]
+    learning = [p for p in parameters if p.grad is not None]
+    for p in learning:
+        # one set by hand, whose `*=` would make another Tensor
+        p.grad = p.grad.data if isinstance(p.grad, Tensor) else p.grad
+    grads: list[Array] = [p.grad for p in learning]
     squares = [(g * g).sum() for g in grads]
     if not grads or backend.device_of(grads[0]) == "cpu":
         norm = math.sqrt(sum(map(float, squares)))

@@ -17,6 +17,7 @@ from PIL import Image
 import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.cli import main as cli
+from tinybitvit.cli.models import EXPORT_FORMATS
 from tinybitvit.data import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def start(*arguments, folder, **options):
     command = [sys.executable, "-W", "error", "-m", "tinybitvit", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, **{**streams, **options})
+    return subprocess.Popen(command, cwd=folder, text=True, **{"env": env, **streams, **options})
 
 
 def run(*arguments, folder):
@@ -394,7 +395,7 @@ def test_attention_writes_a_page_or_a_figure(name, model_file, pictures, tmp_pat
 
 
 def test_export_knows_every_format():
-    assert (*tb.io.FORMATS, "html") == cli.EXPORT_FORMATS
+    assert (*tb.io.FORMATS, "html") == EXPORT_FORMATS
 
 
 def test_exported_page_holds_the_models_it_compares(model_file, tmp_path, pictures, capsys):

@@ -388,6 +388,27 @@ def test_a_loop_in_an_answer_costs_its_task(loop, course):
     assert graded(course, notebook(answers), timeout=2) == {1: 0, 2: 2, 3: 2}
 
 
+STALLS = {
+    "sends half a message": "import os\ndef f(x):\n"
+    "    os.write(c.fileno(), (99).to_bytes(4, 'big'))\n    time.sleep(900)",
+    "reads nothing": "from tinybitvit.course import wire\ndef f(x):\n"
+    "    c.send_bytes(wire.Packing().pack(('done', 1)))\n    time.sleep(900)",
+}
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_a_process_that_stalls_is_ended(stall, course):
+    with Stage(course / "autograded", timeout=1) as stage:
+        found = "import gc, time\nfrom multiprocessing.connection import Connection\n"
+        found += "c = [o for o in gc.get_objects() if isinstance(o, Connection)][0]\n"
+        assert stage.run(found + STALLS[stall])["error"] is None
+        began = time.monotonic()
+        with pytest.raises(NoAnswer):
+            for _ in range(2):
+                stage["f"](np.zeros(1 << 20))
+        assert time.monotonic() - began < 60
+
+
 @linux
 def test_files_network_and_processes_are_out_of_reach(course):
     """Where the system gives the walls; `missing` says where it does not."""

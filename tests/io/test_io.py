@@ -358,6 +358,15 @@ def test_loading_leaves_random_numbers_alone(tmp_path, rng):
     assert np.array_equal(tb.backend.current_rng().random(3), expected)
 
 
+def test_a_classifier_with_a_random_state_of_its_own(tmp_path, rng):
+    X, y = rng.integers(0, 256, (20, 8, 8, 1), "uint8"), np.arange(20) % 2
+    options = {"dim": 8, "depth": 1, "heads": 2, "epochs": 1, "verbose": 0, "workers": 1}
+    model = tb.ViT(**options, random_state=np.random.RandomState(0)).fit(X, y)
+    model.save(tmp_path / "m")
+    back = tb.load(tmp_path / "m")
+    assert back.random_state is None and (back.predict(X) == model.predict(X)).all()
+
+
 def test_non_square_model_comes_back(tmp_path, rng):
     model = tb.models.VisionTransformer((8, 12), (4, 3), 1, dim=16, depth=1, heads=2, bits=1, num_classes=0, rng=rng)
     save_model(tmp_path / "m", model, packed=True)

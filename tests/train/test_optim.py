@@ -360,6 +360,15 @@ def test_clipping_one_parameter():
     assert clip_grad_norm(p, 1.0) == 4 and np.allclose(p.grad, 0.5)
 
 
+def test_a_gradient_set_by_hand_may_be_a_tensor():
+    """As it is in PyTorch."""
+    p = Parameter(np.ones((2, 2)))
+    p.grad = Tensor(np.full((2, 2), 2.0))
+    clip_grad_norm([p], 1.0)
+    SGD([p], lr=1.0).step()
+    assert np.allclose(p.numpy(), 0.5)
+
+
 def test_parameters_may_come_from_iterators(rng):
     ours, theirs = parameters(rng)
     optimizer = SGD([{"params": (p for p in ours[:2])}, {"params": iter(ours[2:])}, {"params": []}], lr=0.1)

@@ -3,10 +3,12 @@
 import argparse
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .streams import one_line
 
 BAD_INPUT = 2  # exit status
 DATA_HELP = "digits, fashion-mnist, cifar10, cifar100, or a folder with a sub-folder of images for each class"
@@ -20,37 +22,44 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
-def one_line(text: str) -> str:
-    """A text that may hold file names as one line that does nothing to a terminal."""
-    from ..files import printable
+def add(commands: Any, command: Callable, text: str, more: str = "") -> Parser:
+    """The parser of a subcommand, named like the function that runs it."""
+    p = commands.add_parser(command.__name__, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    p.set_defaults(command=command)
+    return p
 
-    return printable(" ".join(text.split()))
 
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+def count(text: str, most: int = 10**9) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1" + f" to {most:,}" * text.isdecimal())
     return int(text)
 
 
-def positive(text: str) -> float:
+def positive(text: str, most: float = 1e30) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not 0 < value < most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0" + f" and below {most:g}" * (value >= most))
     return value
 
 
-MODEL_OPTIONS = {
+def name(text: str) -> str:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file or folder")
+    return text
+
+
+small_count = partial(count, most=10_000)
+MODEL_OPTIONS: dict[str, tuple[Callable, str]] = {
     "epochs": (count, "passes over the training images (default: the usual, or more where these make few updates)"),
     "batch_size": (count, "images in one update"),
     "lr": (positive, "peak learning rate"),
     "dim": (count, "channels of a token"),
-    "depth": (count, "number of blocks"),
-    "heads": (count, "attention heads in a block"),
-    "mlp_ratio": (positive, "width of the MLP divided by dim"),
+    "depth": (small_count, "number of blocks"),
+    "heads": (small_count, "attention heads in a block"),
+    "mlp_ratio": (partial(positive, most=1e4), "width of the MLP divided by dim"),
     "patch_size": (count, "side of a patch in pixels"),
 }
 
@@ -64,10 +73,11 @@ def add_training_arguments(p: Parser) -> None:
     p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
     p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
     group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
-    for name, (kind, text) in MODEL_OPTIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    for option, (kind, text) in MODEL_OPTIONS.items():
+        group.add_argument(f"--{option.replace('_', '-')}", type=kind, metavar="N", help=text)
     group.add_argument(
         "--init-from",
+        type=name,
         metavar="FILE",
         help="start from this model: a file of `tinybitvit train`, or a folder or file that Hugging Face or timm wrote;"
         " its sizes are taken over",
@@ -90,9 +100,8 @@ def add_training_arguments(p: Parser) -> None:
 
 def add_study_arguments(p: Parser) -> None:
     """Those of `study` alone."""
-    p.add_argument(
-        "dataset", metavar="DATASET", nargs="?", default="digits", help=f"{DATA_HELP} (default: %(default)s)"
-    )
+    more: dict[str, Any] = {"nargs": "?", "default": "digits", "help": f"{DATA_HELP} (default: %(default)s)"}
+    p.add_argument("dataset", type=name, metavar="DATASET", **more)
     p.add_argument(
         "--bits",
         nargs="+",
@@ -101,14 +110,18 @@ def add_study_arguments(p: Parser) -> None:
     )
     p.add_argument(
         "--out",
+        type=name,
         metavar="DIR",
         help="folder for report.html, results.json, figures and models (default: study-DATASET, sweep-DATASET or"
         " ablation-DATASET)",
     )
-    p.add_argument("--seeds", type=count, default=1, metavar="N", help="train everything N times (default: 1)")
-    p.add_argument("--jobs", type=count, metavar="N", help="models trained at the same time, a core each (default: 1)")
+    p.add_argument("--seeds", type=small_count, default=1, metavar="N", help="train everything N times (default: 1)")
+    p.add_argument(
+        "--jobs", type=small_count, metavar="N", help="models trained at the same time, a core each (default: 1)"
+    )
     p.add_argument(
         "--teacher",
+        type=name,
         metavar="FILE",
         help="a full-precision model, written by `tinybitvit train` or a study on the same images, to convert: none is"
         " trained then; with --init-from that is where the low-bit models start",
@@ -123,7 +136,9 @@ def add_study_arguments(p: Parser) -> None:
     p.add_argument(
         "--widths", nargs="+", type=count, metavar="N", help="of a sweep (default: half, once and twice the usual dim)"
     )
-    p.add_argument("--depths", nargs="+", type=count, metavar="N", help="of a sweep (default: half and once the usual)")
+    p.add_argument(
+        "--depths", nargs="+", type=small_count, metavar="N", help="of a sweep (default: half and once the usual)"
+    )
 
 
 def bit_width(text: str) -> float:

@@ -40,3 +40,20 @@ def complain(text: str) -> None:
     """A line on stderr, where there is one."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError) and "memory" not in text.lower():
+        text = f"not enough memory ({text}): make images, batches or the model smaller"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """A text that may hold file names as one line that does nothing to a terminal."""
+    from ..files import printable
+
+    return printable(" ".join(text.split()))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -24,6 +25,7 @@ from . import wire
 from .submission import read_cells
 
 TIMEOUT = 60  # seconds for a cell, and for all that one test asks of a submission
+FREE = 0.1  # seconds of a request that do not count: a test may make thousands, on a machine that is busy
 GRACE = 2  # seconds after which what ignores an interrupt is killed
 LARGEST = 32 << 20  # bytes of an answer
 RESTARTS = 3
@@ -64,7 +66,7 @@ class Stage(Mapping):
         self._kinds: dict[str, str] = {}
         self._ran: list[str] = []
         self._starts = 0
-        self._deadline, self._interrupted = 0.0, False
+        self._left, self._deadline, self._interrupted = 0.0, math.inf, False
         self._contexts = 0
         self._dropped: list[int] = []
         self._process: subprocess.Popen | None = None
@@ -99,7 +101,7 @@ class Stage(Mapping):
 
     def begin(self) -> None:
         """From now on the submission has `timeout` seconds."""
-        self._deadline, self._interrupted = time.monotonic() + self.timeout, False
+        self._left, self._interrupted = self.timeout, False
 
     def _names(self) -> dict[str, str]:
         """What each public name is: "class", "function" or "data"."""
@@ -160,8 +162,11 @@ class Stage(Mapping):
 
         packing = wire.Packing(lend=lend)
         message = packing.pack(request)
+        began = time.monotonic()
         try:
             self._ensure()
+            began = time.monotonic()
+            self._deadline = began + max(self._left, 0.0) + FREE
             self._connection.send_bytes(message)
             while True:
                 letter = self._receive(packing.values)
@@ -177,9 +182,10 @@ class Stage(Mapping):
             raise
         except Exception as error:  # whatever a message from there may bring about
             self._end()
-            raise NoAnswer(
-                f"the process of the submission ended or answered nonsense ({type(error).__name__})"
-            ) from None
+            raise NoAnswer(f"the submission's process ended or sent nonsense ({type(error).__name__})") from None
+        finally:
+            self._left -= max(0.0, time.monotonic() - began - FREE)
+            self._deadline = math.inf
 
     def _receive(self, given: list) -> wire.Letter:
         """The next message. A submission whose time is up is interrupted; NoAnswer where it does not stop either."""
@@ -204,12 +210,13 @@ class Stage(Mapping):
             raise NoAnswer("the process of the submission ended too often")
         self._starts += 1
         self._start()
-        deadline, again, self._ran = self._deadline, self._ran, []
+        again, self._ran = self._ran, []
         for source in again:
             self.run(source)
-        self._deadline = max(deadline, time.monotonic() + self.timeout / 2)
+        self.begin()
 
     def _start(self) -> None:
+        self._deadline = time.monotonic() + TIMEOUT
         key = secrets.token_bytes(16)
         folder = self._folder.name
         inherited = ("PATH", "LANG", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -234,7 +241,8 @@ class Stage(Mapping):
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps([listener.address, key.hex(), folder, self.name]) + "\n")
             self._process.stdin.close()
-            threading.Thread(target=_call_at_the_end, args=(self._process, listener.address, key), daemon=True).start()
+            watch = threading.Thread(target=self._watch, args=(self._process, listener.address, key), daemon=True)
+            watch.start()
             self._connection = listener.accept()
         self.missing = wire.Letter(self._connection.recv_bytes(LARGEST)).root()
 
@@ -244,19 +252,25 @@ class Stage(Mapping):
         if process is None:
             return
         self._connection.close()
-        process.terminate()  # its guardian ends the rest
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
-        process.wait()
+        _stop(process)
+
+    def _watch(self, process: subprocess.Popen, address: Any, key: bytes) -> None:
+        """End a process that reads nothing, or sends a message byte by byte; free who waits for one that ended."""
+        while process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() > self._deadline + 2 * GRACE:
+                _stop(process)
+        with contextlib.suppress(Exception):
+            Client(address, authkey=key).close()
 
 
-def _call_at_the_end(process: subprocess.Popen, address: Any, key: bytes) -> None:
-    """Free a listener that waits for a process that ended before it called."""
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()  # its guardian ends the rest
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
     process.wait()
-    with contextlib.suppress(Exception):
-        Client(address, authkey=key).close()
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def read_image(path: str | os.PathLike, image_shape: tuple[int, int, int], groun
 
 def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
     """One image as (H, W, 1) or (H, W, 3) uint8, upright by its EXIF tag."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     check_file(file)
     try:
@@ -132,6 +132,8 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
                     )
                 ImageOps.exif_transpose(image, in_place=True)
                 return _pixels(image, shape)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{file} is not an image: give a PNG, JPEG, BMP, GIF or WebP file") from error
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
 

@@ -73,6 +73,16 @@ class Units:
     ground: Ground | None = None
     sure: bool = True
 
+    def __post_init__(self) -> None:
+        """ValueError or TypeError for what a file says and no images are."""
+        kind, ground = np.dtype(self.dtype).kind, self.ground
+        if (
+            not -math.inf < self.low <= self.high < math.inf
+            or kind not in "biuf"
+            or ground not in (None, "dark", "light")
+        ):
+            raise ValueError(f"no images have {self.dtype} pixels from {self.low} to {self.high}, {ground}")
+
     @classmethod
     def of(cls, X: np.ndarray) -> "Units":
         """Those of images (N, H, W, C). ValueError where a pixel is not finite."""
@@ -116,7 +126,8 @@ class Units:
         if self.white or self.dtype == "uint8" or not self.sure:
             return pictures
         black, white = self.ends
-        return (black + pictures * np.float32((white - black) / 255)).astype(np.float32)
+        values = black + pictures * ((white - black) / 255)
+        return np.rint(values).astype(self.dtype) if self.whole else values.astype(np.float32)
 
     def conversion(self, X: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """The function that brings X, or parts of it, into these units. ValueError where that is not certain."""
@@ -151,7 +162,7 @@ class Units:
             fits = self._resembles(asked)
         elif white is None:
             far = max(-asked.low, asked.high - self.white) > MARGIN * self.white
-            near = self._kind == asked._kind and not far and (asked.whole or self.white == 1 or asked.high > DIM)
+            near = self._kind == asked._kind and not far and (asked.whole or self.white == 1 or asked.high > 127)
             fits = near or asked.low == asked.high == 0  # black is 0 in all units
         elif (self.white, white) == (255, 1) and asked.bytes and asked.high:
             fits = False  # 0.0 and 1.0: the darkest bytes, or black and white?
@@ -172,7 +183,7 @@ class Units:
     def _resembles(self, asked: "Units") -> bool:
         """Whether pixels can be in these units, for which no conversion is known."""
         span = self.high - self.low or abs(self.high) or 1.0
-        floor = self.low - (span if self.low else 0.02 * span)  # where the least is 0, pixels begin there
+        floor = self.low - (span if self.low else 0.005 * span)  # where the least is 0, pixels begin there
         if asked.low < floor or asked.high > self.high + span:
             return False
         if self.whole and not asked.whole:

@@ -221,14 +221,16 @@ def _apply(steps: Iterable[Augment], X: np.ndarray, rng: np.random.Generator) ->
 def _parse_step(text: str, side: int) -> Augment:
     name, colon, number = text.strip().partition(":")
     if name not in AUGMENTATIONS:
-        raise ValueError(f"unknown augmentation {name!r}: choose from {', '.join(AUGMENTATIONS)}, auto or None")
+        raise ValueError(
+            f"augment: unknown augmentation {name!r}: choose from {', '.join(AUGMENTATIONS)}, auto or None"
+        )
     function, share = AUGMENTATIONS[name]
     if share is None:
         if colon:
-            raise ValueError(f"augmentation {name!r} takes no number, got {text.strip()!r}")
+            raise ValueError(f"augment: augmentation {name!r} takes no number, got {text.strip()!r}")
         return function
     amount = max(1, side // share) if not colon else int(number) if number.isdecimal() else 0
     if not 1 <= amount < side:
-        raise ValueError(f"augmentation {text.strip()!r} needs a number of pixels from 1 to {side - 1}")
+        raise ValueError(f"augment: augmentation {text.strip()!r} needs a number of pixels from 1 to {side - 1}")
     # max_shift, padding or size: the third parameter of each
     return lambda X, rng: function(X, rng, amount)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend import plain
 from ..data import Normalize
 from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..quant import Quantizer
-from .inputs import default_of, plain
+from .inputs import check_options, default_of
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
@@ -47,6 +48,7 @@ def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> 
     try:
         fitted = metadata["classifier"]
         loaded = cls(**{name: from_json(value) for name, value in fitted["params"].items()})
+        check_options({name: getattr(loaded, name) for name in ("random_state", "workers")})
         loaded.classes_ = labels_from_json(fitted["classes"], fitted["classes_dtype"])
         loaded.image_shape_ = tuple(fitted["image_shape"])
         loaded.normalize_ = Normalize.from_dict(fitted["normalize"])
@@ -104,6 +106,8 @@ def to_json(value: Any) -> Any:
         return {"dict": [[to_json(k), to_json(v)] for k, v in value.items()]}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.random.RandomState):  # the loaded model draws a seed of its own
+        return None
     plain_types = (str, int, float, bool, type(None))
     return value if isinstance(value, plain_types) else f"<{getattr(value, '__qualname__', type(value).__name__)}>"
 

@@ -100,7 +100,7 @@ def timm(arrays: Mapping[str, Any], config: Mapping[str, Any], heads: int | None
     Without any config the heads are 64 channels wide, as in all of timm's models up to 1024 channels but one.
     """
     arguments, published = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    sizes, name = sizes_of(arrays), config.get("architecture")
+    sizes, name = sizes_of(arrays), config.get("architecture", published.get("architecture"))
     if "blocks.0.q.weight" in arrays:
         raise ValueError("the arrays have Hugging Face's names: put their config.json beside the file")
     for key, value in arguments.items():
@@ -132,7 +132,7 @@ def timm(arrays: Mapping[str, Any], config: Mapping[str, Any], heads: int | None
 
 def _architecture(name: Any) -> dict[str, Any]:
     """What the name of one of timm's architectures implies, by the names of arguments."""
-    words = str(name).split("_")
+    words = str(name).partition(".")[0].split("_")
     if unknown := [word for word in words if word not in TIMM_NAMES and not TIMM_WORDS.fullmatch(word)]:
         raise ValueError(f"{unknown[0]!r} in the architecture {name!r} stands for something that is not known here")
     implied: dict[str, Any] = {"global_pool": "avg"} if "gap" in words else {}

@@ -111,8 +111,8 @@ def _read(path: Path, heads: int | None) -> Source:
     folder = path if path.is_dir() else path.parent
     arrays = _rename(_arrays(path))
     config, stated = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
-    if empty := [name for name, a in arrays.items() if not a.size]:
-        raise ValueError(f"{empty[0]} is empty")
+    if wrong := [name for name, a in arrays.items() if not a.size or a.dtype.kind != "f"]:
+        raise ValueError(f"{wrong[0]} holds no floats but {arrays[wrong[0]].dtype}, shape {arrays[wrong[0]].shape}")
     told = configs.hugging_face(arrays, config) if "model_type" in config else configs.timm(arrays, config, heads)
     channels = arrays["patch.weight"].shape[1]
     return Source(arrays, **told, preprocessing=configs.preprocessing(config, stated, channels))

@@ -19,7 +19,7 @@ from ..train.convert.recipes import ABLATION
 from ..train.meter import clock, say
 from . import report
 from .pictures import write_report
-from .presets import PRESETS, SHAPE, chosen, default_of, load_data_once, preset
+from .presets import PRESETS, SHAPE, check_seed, chosen, default_of, load_data_once, preset
 from .results import add_run, begin, close, open_folder
 from .run import Run, Study, start_model, train_run
 
@@ -159,6 +159,7 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         check_bits(b)
     if not seeds:
         raise ValueError("seeds is the number of runs and must be at least 1")
+    check_seed(seeds[-1])
     if dataset not in PRESETS and Path(dataset).is_dir():
         dataset = Path(dataset).absolute()  # a process on another machine may work in another folder
     images = {"dataset": dataset, **sizes}

@@ -4,6 +4,8 @@ global state.
 
 import io
 from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..files import new_file
 from .images import display_images
 
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"  # both can be read by the colour-blind
@@ -22,6 +25,18 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows without pyplot; save it with `savefig(path)`."""
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """matplotlib's own; a file becomes the picture in one step. Raises OSError."""
+        if not isinstance(fname, (str, PathLike)):
+            return super().savefig(fname, **options)
+        path = Path(fname)
+        form = options.pop("format", None) or path.suffix[1:]
+        if not form:  # as matplotlib names it
+            form = self.canvas.get_default_filetype()
+            path = path.with_name(f"{path.name}.{form}")
+        with new_file(path) as file:
+            super().savefig(file, format=form, **options)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

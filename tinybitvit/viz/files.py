@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import functional as F
 from ..data import Normalize, read_image
-from ..files import new_file
 from .observe import attention, compare_attention
 
 
@@ -37,9 +36,7 @@ def attention_files(
     if out.suffix == ".html":
         result.to_html(out)
     else:
-        figure = result.plot(images=range(len(X)))
-        with new_file(out) as file:
-            figure.savefig(file, format=out.suffix[1:], dpi=150)
+        result.plot(images=range(len(X))).savefig(out, dpi=150)
     return out
 
 

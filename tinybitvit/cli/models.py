@@ -1,0 +1,172 @@
+"""The commands that take a saved model: predict, attention, inspect, quantize, export."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import BAD_INPUT, DATA_HELP, Parser, add, bit_width, count, name
+from .streams import complain, sentence
+
+EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
+EXPORT_HELP = (
+    "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed;"
+    " html: a web page that holds the model"
+)
+
+
+def add_model_commands(commands) -> None:
+    """The commands that take a saved model."""
+
+    def add_with_model(command, text: str) -> Parser:
+        p = add(commands, command, text)
+        p.add_argument("model", type=name, metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        return p
+
+    images: dict[str, Any] = {
+        "nargs": "+",
+        "type": name,
+        "metavar": "IMAGE",
+        "help": "pictures; they are stretched to the model's image size",
+    }
+    add_with_model(predict, "name the class of pictures").add_argument("images", **images)
+
+    p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    p.add_argument("images", **images)
+    out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
+    p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
+
+    add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
+
+    p = add_with_model(quantize, "round a full-precision model to few bits, layer by layer, without training")
+    p.add_argument("dataset", type=name, metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
+    p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
+    p.add_argument(
+        "--images", type=count, default=4096, metavar="N", help="training images to fit to (default: %(default)s)"
+    )
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
+    p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the packed model")
+
+    p = add_with_model(export, "write a model for other programs")
+    p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
+    p.add_argument(
+        "--int8", action="store_true", help="onnx: weights of 8 bits, for runtimes that know no smaller ones"
+    )
+    p.add_argument(
+        "--compare", type=name, nargs="+", default=[], metavar="MODEL", help="html: more models, side by side"
+    )
+    p.add_argument(
+        "--images", type=name, nargs="+", default=[], metavar="IMAGE", help="html: examples to put into the page"
+    )
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="the file to write")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def output(args: argparse.Namespace) -> Path:
+    """Where a model is to be saved, tried before it costs anything."""
+    if (out := Path(args.out)).is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file in it")
+    return out
+
+
+def predict(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from ..files import printable
+
+    model, status = tb.load(args.model), 0
+    print("image  class  probability", flush=True)
+    for path in args.images:
+        try:
+            images = model.read_images([path])
+        except tb.data.DataError as error:  # the other pictures are answered all the same
+            complain(f"tinybitvit: {sentence(error)}")
+            status = BAD_INPUT
+            continue
+        probabilities = model.predict_proba(images)[0]
+        best = probabilities.argmax()
+        print(f"{printable(path)}  {printable(model.classes_[best])}  {probabilities[best]:.3f}", flush=True)
+    return status
+
+
+def attention(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from ..files import printable
+
+    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out)))
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from ..study.report import align
+
+    cells = [["layer", "shape", "bits", "layout", "bytes", "bits a weight", "zeros"]]
+    for row in tb.quant.describe(tb.load(args.model).model_):
+        shape = " x ".join(map(str, row.shape))
+        size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
+        cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
+    print(align(cells))
+    return 0
+
+
+def quantize(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from ..study import load_data, measure, open_folder
+    from ..train.meter import say
+
+    out, model = output(args), tb.load(args.model)
+    data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
+    open_folder(out.parent)
+    say(str(data))
+    rounded = tb.quantize(model, data.X_train, args.bits, args.images, random_state=args.seed)
+    rounded.save(out, packed=True)
+    found = measure(rounded, data, rounded.predict(data.X_test))
+    say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
+    say(written(out))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    model = tb.load(args.model)
+    if args.int8 and args.format != "onnx":
+        raise ValueError("--int8 is for --format onnx")
+    if (args.compare or args.images) and args.format != "html":
+        raise ValueError("--compare and --images are for --format html")
+    if args.format == "safetensors":
+        model.save(args.out, packed=model.bits != 32)
+    elif args.format == "onnx":
+        tb.io.export(model.model_, args.out, "onnx", int8=args.int8)
+    elif args.format == "html":
+        paths = (args.model, *args.compare)
+        models = dict(zip(model_names(paths), map(tb.load, paths), strict=True))
+        tb.web.to_html(models, args.out, X=model.read_images(args.images) if args.images else None)
+    else:
+        tb.io.export(model.model_, args.out, args.format)
+    print(written(args.out))
+    return 0
+
+
+def model_names(paths: Sequence[str]) -> list[str]:
+    """A name for each model file: its own, with its folder's or a number where several files have the same."""
+    from ..files import printable
+
+    stems = [printable(Path(path).stem) for path in paths]
+    longer = [printable(f"{Path(path).absolute().parent.name}/{Path(path).stem}") for path in paths]
+    names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def written(path: str | Path) -> str:
+    """The line that tells of a file."""
+    from ..files import printable
+
+    return f"written: {printable(path)} ({Path(path).stat().st_size:,} bytes)"
