@@ -440,7 +440,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", default="", help="functions whose name contains this")
     options = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(Path(__file__).parent / "support")]
+    tests = Path(__file__).parent
+    sys.path[:0] = [str(path) for path in (ROOT, tests, tests / "support", tests / "ops")]
     warnings.simplefilter("error")  # as pytest has it
     import torch
 

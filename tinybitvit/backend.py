@@ -39,6 +39,15 @@ def is_number(value: Any, least: float = -math.inf, most: float = math.inf, whol
     return math.isfinite(value) and bool(least <= value <= most)  # type: ignore[operator]
 
 
+def plain(value: Any) -> Any:
+    """A NumPy scalar as the Python number that it prints as; a tuple or list of them likewise."""
+    if isinstance(value, np.floating):
+        return float(str(value.item() if value.itemsize == 8 else value))
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+
+
 def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False) -> None:
     """ValueError, with the name of the option, unless `is_number`."""
     if not is_number(value, least, most, whole):

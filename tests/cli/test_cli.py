@@ -29,7 +29,7 @@ def start(*arguments, folder, **options):
     command = [sys.executable, "-W", "error", "-m", "tinybitvit", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, **{**streams, **options})
+    return subprocess.Popen(command, cwd=folder, text=True, **{"env": env, **streams, **options})
 
 
 def run(*arguments, folder):

@@ -12,7 +12,7 @@ import tinybitvit as tb
 from tinybitvit.data import Loader
 from tinybitvit.optim import SGD
 from tinybitvit.train import Run, Trainer, evaluate
-from tinybitvit.train.shards import images_at_once
+from tinybitvit.train.shards import Threads
 
 
 def in_threads(*work):
@@ -182,6 +182,9 @@ def test_predict_needs_the_memory_of_a_batch():
 
 
 def test_the_batch_follows_the_memory_of_attention():
+    def images_at_once(model):
+        return Threads(1, model, "cpu").images_at_once
+
     small = network()
     large = tb.models.VisionTransformer(224, 8, dim=48, depth=1, heads=12)
     assert images_at_once(small) == 256

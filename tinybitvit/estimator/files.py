@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend import plain
 from ..data import Normalize
 from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..quant import Quantizer
-from .inputs import check_options, default_of, plain
+from .inputs import check_options, default_of
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 

@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
+from ..backend import plain
 from ..data import Loader, Normalize, make_augment, read_image
 from ..data.images import check_finite, check_images, encode_labels, flat_shape
 from ..models import VisionTransformer
@@ -120,15 +121,6 @@ FIT_RULES = {
     "every": Rule("must be 'epoch' or a number of seconds from 0", lambda v: v == "epoch" or is_weight(v)),
     "resume": FLAG,
 }
-
-
-def plain(value: Any) -> Any:
-    """A NumPy scalar as the Python number that it prints as; a tuple or list of them likewise."""
-    if isinstance(value, np.floating):
-        return float(str(value.item() if value.itemsize == 8 else value))
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
 
 
 def check_options(values: dict[str, Any], rules: dict[str, Rule] = RULES) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import backend
 from .. import functional as F
-from ..backend import check_number
+from ..backend import check_number, plain
 from ..nn import GELU, Dropout, LayerNorm, LayerScale, Linear, Module, MultiHeadAttention, PatchEmbed, TokenEmbed
 from ..ops.patch import check_divides
 from ..quant import BitLinear, PackedLinear, Quantizer, check_bits, choose_layout, find_quantizer
@@ -78,13 +78,6 @@ class Block(Module):
 POOLS = ("mean", "cls", "cls+mean", "cls+dist")
 LEAST = {"in_channels": 1, "num_classes": 0, "dim": 1, "depth": 0, "heads": 0, "registers": 0}
 Size = int | tuple[int, int]  # one number, or (height, width)
-
-
-def plain(value: Any) -> Any:
-    """A NumPy number, also in a tuple, as Python's: JSON knows no other."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(plain, value))
-    return value.item() if hasattr(value, "item") else value
 
 
 @dataclass

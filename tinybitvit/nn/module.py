@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from types import NoneType
 from typing import Any, NoReturn, Self
 
@@ -11,11 +10,25 @@ from ..backend import Array
 from ..tensor import Tensor
 
 
-class _Evaluating(threading.local):
-    modules: frozenset["Module"] = frozenset()
+class _Mode(threading.local):
+    evaluating: tuple[frozenset["Module"], ...] = ()  # the modules of each `Evaluating` that this thread is within
 
 
-_evaluating = _Evaluating()
+_mode = _Mode()
+
+
+class Evaluating:
+    """A context manager, for any number of threads: within it a module and all below are in evaluation mode."""
+
+    def __init__(self, module: "Module"):
+        self.module, self.modules = module, frozenset(module.modules())
+
+    def __enter__(self) -> "Module":
+        _mode.evaluating = (*_mode.evaluating, self.modules)
+        return self.module
+
+    def __exit__(self, *error: object) -> None:
+        _mode.evaluating = _mode.evaluating[:-1]
 
 
 class Parameter(Tensor):
@@ -155,20 +168,15 @@ class Module:
     @property
     def training(self) -> bool:
         """Whether this is training behaviour: the mode that `train` and `eval` set, unless within `evaluating`."""
-        return self._training and self not in _evaluating.modules
+        return self._training and not any(self in modules for modules in _mode.evaluating)
 
     @training.setter
     def training(self, mode: bool) -> None:
         self._training = mode
 
-    @contextmanager
-    def evaluating(self) -> Iterator[Self]:
+    def evaluating(self) -> Evaluating:
         """Within the block every module is in evaluation mode, for this thread: others may train the same network."""
-        before, _evaluating.modules = _evaluating.modules, _evaluating.modules.union(self.modules())
-        try:
-            yield self
-        finally:
-            _evaluating.modules = before
+        return Evaluating(self)
 
     def to(self, device: str) -> Self:
         """Move all Parameters and buffers to 'cpu' or 'cuda', in place; gradients are dropped."""

@@ -82,6 +82,7 @@ class Gelu(Function, name="gelu"):
     Exact: dy/dx = (1 + erf(x / sqrt 2)) / 2 + x e^(-x^2/2) / sqrt(2 pi).
     Tanh:  dy/dx = (1 + t) / 2 + x (1 - t^2) u' / 2, u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2).
     The slope is computed while x is at hand and kept instead of x: one array, and backward is one product.
+    Plainly: `gelu_tanh` in tests/ops/test_compositions.py.
     """
 
     @staticmethod

@@ -37,6 +37,7 @@ class ScaledDotProductAttention(Function, name="scaled_dot_product_attention"):
 
     dv = p^T g and dL/dp = g v^T; through the softmax of each row i: dL/ds_ij = p_ij (dL/dp_ij - sum_l dL/dp_il p_il);
     then dq = scale (dL/ds) k and dk = scale (dL/ds)^T q. Leading axes broadcast.
+    Plainly: `attention` in tests/ops/test_compositions.py.
     """
 
     @staticmethod
@@ -63,6 +64,7 @@ class MultiHeadAttention(Function, name="multi_head_attention"):
 
     Head j works on columns j d .. (j+1) d of q, k and v. Splitting and joining the heads only moves elements, so
     dL/dqkv holds dq, dk and dv of every head where q, k and v were.
+    Plainly: `multi_head_attention` in tests/ops/test_compositions.py.
     """
 
     @staticmethod

@@ -12,6 +12,7 @@ class Softmax(Function, name="softmax"):
 
     dy_i/dx_j = y_i (1[i=j] - y_j); contracted with g it is dL/dx_j = y_j (g_j - sum_i g_i y_i), so the n x n
     Jacobian is never built.
+    Plainly: `softmax` in tests/ops/test_compositions.py.
     """
 
     @staticmethod
@@ -31,6 +32,7 @@ class LogSoftmax(Function, name="log_softmax"):
     """y_i = x_i - ln sum_j e^(x_j) along an axis, with the maximum taken out of the sum
 
     dy_i/dx_j = 1[i=j] - p_j with p = e^y = softmax x; hence dL/dx_j = g_j - p_j sum_i g_i.
+    Plainly: `log_softmax` in tests/ops/test_compositions.py.
     """
 
     @staticmethod
@@ -52,6 +54,7 @@ class LayerNorm(Function, name="layer_norm"):
 
     dw = sum over rows of g z, db = sum over rows of g. With h = g w = dL/dz and means over the last axis:
     dL/dx = (h - mean(h) - z mean(h z)) / s: what h has in the directions 1 and z, which z cannot follow, is taken out.
+    Plainly: `layer_norm` in tests/ops/test_compositions.py.
     """
 
     @staticmethod
@@ -69,6 +72,7 @@ class RMSNorm(Function, name="rms_norm"):
     """y = z w with z = x / s, s = sqrt(mean(x^2) + eps) over the last axis; Zhang & Sennrich 2019 (arXiv 1910.07467)
 
     dw = sum over rows of g z. With h = g w: dL/dx = (h - z mean(h z)) / s.
+    Plainly: `rms_norm` in tests/ops/test_compositions.py.
     """
 
     @staticmethod

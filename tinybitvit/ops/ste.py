@@ -15,10 +15,11 @@ constants in every backward.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .. import backend
 from ..backend import Array
-from .base import OPS, Function
+from .base import OPS, Context, Function, Gradients
 
 Steps = Sequence[tuple[float, float]]  # of a staircase: where each step lies, and how high it is
 PART = 2.0**-24  # a power of 2, by which multiplying is exact
@@ -26,7 +27,7 @@ EPS = 1e-5  # smallest scale of BitNet b1.58's formulas; keeps an all-zero row f
 STE = ("identity", "clipped", "approx_sign", "ede")
 
 
-def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
+def slope(xp: Any, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
     """a(v) of the table above, or None for the identity."""
     if ste == "identity":
         return None
@@ -39,7 +40,7 @@ def slope(xp, v: Array, ste: str, width: float = 1.0, temperature: float = 1.0) 
     raise ValueError(f"ste must be one of {', '.join(STE)}, not {ste!r}")
 
 
-def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
+def staircase_slope(xp: Any, v: Array, steps: Steps, ste: str, width: float = 1.0, temperature: float = 1.0) -> Array:
     """a(v) of a staircase with several steps (place, height), or None for the identity.
 
     Each step is a sign of half its height, and so are its stand-in and its slope: a(v) = sum h/2 a_sign(v - place).
@@ -51,7 +52,7 @@ def staircase_slope(xp, v: Array, steps: Steps, ste: str, width: float = 1.0, te
     return sum(slopes[1:], slopes[0])
 
 
-def nbit_slope(xp, v: Array, bits: int, scale: str, ste: str) -> Array | None:
+def nbit_slope(xp: Any, v: Array, bits: int, scale: str, ste: str) -> Array | None:
     """1 where v lies in the range of the codes, else 0; None for 1 everywhere."""
     if ste not in ("identity", "clipped"):
         raise ValueError(f"ste for {bits} bits must be 'identity' or 'clipped', not {ste!r}")
@@ -60,21 +61,21 @@ def nbit_slope(xp, v: Array, bits: int, scale: str, ste: str) -> Array | None:
     return None if ste == "identity" or scale == "absmax" else (v >= -top - 1) & (v <= top)
 
 
-def _axis(granularity):
+def _axis(granularity: str) -> int | None:
     """Over what a scale is shared: the last axis ('row', one per output channel or token) or everything ('tensor')."""
     if granularity not in ("row", "tensor"):
         raise ValueError(f"granularity must be 'row' or 'tensor', not {granularity!r}")
     return -1 if granularity == "row" else None
 
 
-def _top(bits):
+def _top(bits: int) -> int:
     """The largest code of signed integers with that many bits."""
     if bits < 2:
         raise ValueError(f"rounding needs at least 2 bits, not {bits}; the quantiser for 1 bit is binary")
     return 2 ** (bits - 1) - 1
 
 
-def _finite(xp, total: Callable[[Array], Array], a: Array) -> Array:
+def _finite(xp: Any, total: Callable[[Array], Array], a: Array) -> Array:
     """total(a), a sum or mean, also where huge numbers would overflow on the way: then of parts of them.
 
     A GPU would have to wait for the question whether it overflowed: there it is parts always, with the same bits.
@@ -86,13 +87,13 @@ def _finite(xp, total: Callable[[Array], Array], a: Array) -> Array:
     return total(a * a.dtype.type(PART)) * a.dtype.type(1 / PART)
 
 
-def mean(xp, w: Array, granularity: str) -> Array:
+def mean(xp: Any, w: Array, granularity: str) -> Array:
     """The mean of every row, or of all; an axis for each of w's."""
     axis = _axis(granularity)
     return _finite(xp, lambda a: a.mean(axis=axis, keepdims=True), w)
 
 
-def magnitude(xp, w: Array, granularity: str, scale: str) -> Array:
+def magnitude(xp: Any, w: Array, granularity: str, scale: str) -> Array:
     """The typical size of the elements of w, by row or of all: their mean or median absolute value."""
     if scale not in ("absmean", "absmedian"):
         raise ValueError(f"scale must be 'absmean' or 'absmedian' (or 'twn' for 1.58 bits), not {scale!r}")
@@ -106,7 +107,7 @@ def magnitude(xp, w: Array, granularity: str, scale: str) -> Array:
 
 
 def binary_codes(
-    xp, w: Array, granularity: str = "row", scale: str = "absmean", centre: bool = True
+    xp: Any, w: Array, granularity: str = "row", scale: str = "absmean", centre: bool = True
 ) -> tuple[Array, Array, Array]:
     """Codes b = +1 where w >= mu else -1, their scale beta, and u = w - mu; sign(0) is +1, never a third value.
 
@@ -119,7 +120,7 @@ def binary_codes(
     return codes, beta, u
 
 
-def ternary_codes(xp, w: Array, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
+def ternary_codes(xp: Any, w: Array, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
     """Codes t = clip(round(w / beta), -1, 1), round half to even, and beta = max(mean |w|, 1e-5).
 
     BitNet b1.58, Ma et al. 2024 (arXiv 2402.17764), equations 1-3; scale='absmedian' is that of Nielsen &
@@ -131,7 +132,7 @@ def ternary_codes(xp, w: Array, granularity: str = "row", scale: str = "absmean"
     return xp.clip(codes, -1, 1), beta
 
 
-def twn_codes(xp, w: Array, granularity: str = "row") -> tuple[Array, Array, Array]:
+def twn_codes(xp: Any, w: Array, granularity: str = "row") -> tuple[Array, Array, Array]:
     """Codes t = sign(w) where |w| > d, else 0, with d = 0.7 mean |w|; beta = the mean of those |w|; and 2 d.
 
     Ternary Weight Networks, Li, Zhang and Liu 2016 (arXiv 1605.04711), equations 5 and 6: nearly the codes and, for
@@ -148,7 +149,7 @@ def twn_codes(xp, w: Array, granularity: str = "row") -> tuple[Array, Array, Arr
     return codes, xp.maximum(beta, EPS), unit
 
 
-def nbit_codes(xp, w: Array, bits: int, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
+def nbit_codes(xp: Any, w: Array, bits: int, granularity: str = "row", scale: str = "absmean") -> tuple[Array, Array]:
     """Codes clip(round(w / s), -2^(bits-1), 2^(bits-1) - 1) and the step s.
 
     scale='absmax': s = max |w| / top, top = 2^(bits-1) - 1. 'absmean' and 'absmedian': s = 2 m / sqrt(top) with m the
@@ -166,7 +167,7 @@ def nbit_codes(xp, w: Array, bits: int, granularity: str = "row", scale: str = "
     return xp.clip(codes, -top - 1, top), step
 
 
-def absmax_codes(xp, x: Array, bits: int, out: Array | None = None) -> tuple[Array, Array]:
+def absmax_codes(xp: Any, x: Array, bits: int, out: Array | None = None) -> tuple[Array, Array]:
     """Codes round(x s), s = top / max(max |x|, 1e-5) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
@@ -185,7 +186,7 @@ class StraightThrough(Function):
     """A quantiser: its forward saves the slope a of what stands in for it, None for 1 everywhere; dL/dw = g a."""
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         (a,) = ctx.saved
         return (g if a is None else g * a,)
 
@@ -197,7 +198,17 @@ class Binary(StraightThrough, name="binary"):
     """
 
     @staticmethod
-    def forward(ctx, w, *, granularity="row", scale="absmean", centre=True, ste="identity", width=1.0, temperature=1.0):
+    def forward(
+        ctx: Context,
+        w: Array,
+        *,
+        granularity: str = "row",
+        scale: str = "absmean",
+        centre: bool = True,
+        ste: str = "identity",
+        width: float = 1.0,
+        temperature: float = 1.0,
+    ) -> Array:
         codes, beta, u = binary_codes(ctx.xp, w, granularity, scale, centre)
         ctx.save(slope(ctx.xp, u / beta, ste, width, temperature))
         codes *= beta
@@ -213,7 +224,16 @@ class Ternary(StraightThrough, name="ternary"):
     """
 
     @staticmethod
-    def forward(ctx, w, *, granularity="row", scale="absmean", ste="identity", width=1.0, temperature=1.0):
+    def forward(
+        ctx: Context,
+        w: Array,
+        *,
+        granularity: str = "row",
+        scale: str = "absmean",
+        ste: str = "identity",
+        width: float = 1.0,
+        temperature: float = 1.0,
+    ) -> Array:
         xp = ctx.xp
         if scale == "twn":
             codes, beta, unit = twn_codes(xp, w, granularity)
@@ -232,7 +252,9 @@ class NBit(StraightThrough, name="nbit"):
     """
 
     @staticmethod
-    def forward(ctx, w, *, bits, granularity="row", scale="absmean", ste="identity"):
+    def forward(
+        ctx: Context, w: Array, *, bits: int, granularity: str = "row", scale: str = "absmean", ste: str = "identity"
+    ) -> Array:
         codes, step = nbit_codes(ctx.xp, w, bits, granularity, scale)
         ctx.save(nbit_slope(ctx.xp, w / step, bits, scale, ste))
         codes *= step
@@ -246,7 +268,7 @@ class Absmax(Function, name="absmax"):
     """
 
     @staticmethod
-    def forward(ctx, x, *, bits=8):
+    def forward(ctx: Context, x: Array, *, bits: int = 8) -> Array:
         xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
         y = xp.empty_like(rows)
         for block in backend.row_blocks(rows.shape, xp):
@@ -255,7 +277,7 @@ class Absmax(Function, name="absmax"):
         return y.reshape(x.shape)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Array) -> Gradients:
         return (g,)
 
 

@@ -50,9 +50,10 @@ def write_report(study: Study, results: report.Results, data: Dataset, runs: Seq
 
 
 def png_bytes(figure: Any) -> bytes:
-    """A matplotlib Figure as a PNG file, its texts as they are: a class name may hold dollar signs but no formula."""
+    """A matplotlib Figure as a PNG file. A class name may hold dollar signs but no formula, and any bytes."""
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -57,6 +57,7 @@ class Run:
         if self.patience is not None:
             check_number("patience", self.patience, 0, whole=True)
         self.early = None if self.patience is None else EarlyStopping(self.trainer.model, self.patience)
+        self.meter: Meter | None = None
         self.start_epoch()
 
     def train(self, epochs: int) -> tuple[History, bool]:
@@ -65,7 +66,8 @@ class Run:
         Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
         """
         last = len(self.history["loss"]) + epochs
-        self.meter = Meter(self.verbose, last, self.trainer.device, self.floor) if self.verbose else None
+        if self.verbose:
+            self.meter = Meter(self.verbose, last, self.trainer.device, self.floor)
         if self.checkpoints is not None:
             self.checkpoints.restore(self)
         interrupted = False

@@ -84,17 +84,15 @@ def memory_advice(what: str) -> Iterator[None]:
         ) from error
 
 
-def row_flops(model: Module) -> int:
-    """A rough count of the forward operations for one image: two per weight of every linear layer and token."""
-    tokens = getattr(getattr(model, "embed", None), "tokens", 1)
-    return 2 * tokens * sum(getattr(m, "in_features", 0) * getattr(m, "out_features", 0) for m in model.modules())
-
-
-def images_at_once(model: Module) -> int:
-    """How many images to ask a network about together: as many as have attention probabilities of ATTENTION_BYTES."""
-    tokens = getattr(getattr(model, "embed", None), "tokens", 1)
-    heads = max((getattr(m, "heads", 0) for m in model.modules()), default=0)
-    return max(1, min(MOST_IMAGES, ATTENTION_BYTES // (4 * max(heads, 1) * tokens**2)))
+def row_costs(model: Module) -> tuple[int, int]:
+    """For one image, roughly: operations of a forward pass (two per weight of every linear layer and token), and bytes
+    of the attention probabilities of one layer.
+    """
+    tokens, weights, heads = getattr(getattr(model, "embed", None), "tokens", 1), 0, 0
+    for m in model.modules():
+        weights += getattr(m, "in_features", 0) * getattr(m, "out_features", 0)
+        heads = max(heads, getattr(m, "heads", 0))
+    return 2 * tokens * weights, 4 * heads * tokens**2
 
 
 def slices(n: int, count: int) -> list[slice]:
@@ -114,7 +112,9 @@ class Threads:
     def __init__(self, workers: int | str, model: Module, device: str, neighbours: int = 1):
         if workers != "auto" and not is_number(workers, 1, whole=True):
             raise ValueError(f"workers must be 'auto' or a number from 1, not {workers!r}")
-        self.auto, self.row_flops = workers == "auto", row_flops(model)
+        self.auto = workers == "auto"
+        self.row_flops, attention = row_costs(model)
+        self.images_at_once = max(1, min(MOST_IMAGES, ATTENTION_BYTES // max(attention, 1)))  # to ask the network about
         self.most = (max(1, cores() // neighbours) if device == "cpu" else 1) if self.auto else int(workers)
 
     @cached_property

@@ -18,7 +18,7 @@ from ..optim import Optimizer, clip_grad_norm
 from ..tensor import Tensor
 from .diverged import divergence
 from .ranks import CHECK_EVERY, Group
-from .shards import Threads, images_at_once
+from .shards import Threads
 
 MOST_SKIPPED = 10  # updates in a row that 'skip' leaves out: after that no batch is to blame
 
@@ -107,11 +107,13 @@ class Trainer:
         unless `check` is False.
         """
         if batch_size is None:
-            batch_size = images_at_once(self.model)
+            batch_size = self.threads.images_at_once
         backend.check_number("batch_size", batch_size, 1, whole=True)
 
+        evaluating = self.model.evaluating()
+
         def work(rows):
-            with self.model.evaluating(), np.errstate(over="ignore", invalid="ignore"):
+            with evaluating, np.errstate(over="ignore", invalid="ignore"):
                 return self._forward(rows if transform is None else transform(rows))
 
         parts: list[np.ndarray] = []
