@@ -20,7 +20,7 @@ class Matmul(Function, name="matmul"):
     def forward(ctx: Context, a: Array, b: Array) -> Array:
         if a.ndim == 0 or b.ndim == 0:
             raise ValueError("matmul needs arrays with at least one axis; use * to multiply by a scalar")
-        if a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
+        if a.shape[-1] != b.shape[b.ndim - 2]:
             raise ValueError(f"matmul: the rows of a have {a.shape[-1]} numbers, the columns of b {b.shape[-2:][0]}")
         ctx.save(a, b)
         return ctx.xp.matmul(a, b)
