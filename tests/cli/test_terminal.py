@@ -335,7 +335,7 @@ def test_a_killed_study_leaves_no_worker(how, moment, tmp_path):
                 time.sleep(0.1)
             time.sleep(moment)
         os.kill(process.pid, how)
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
         waited = time.monotonic() + 60
         while alive(process.pid) and time.monotonic() < waited:
             time.sleep(0.2)
@@ -343,6 +343,7 @@ def test_a_killed_study_leaves_no_worker(how, moment, tmp_path):
     finally:
         for left in alive(process.pid):
             os.kill(int(left), signal.SIGKILL)
+        process.communicate()
 
 
 WRITES = {

@@ -248,6 +248,18 @@ def test_use_puts_an_operation_in_and_takes_it_out_again():
         pass
 
 
+@pytest.mark.parametrize("name", ["ternary", "absmax", "linear", "gelu", "cross_entropy"])
+def test_a_network_learns_through_what_was_put_in(name):
+    class Mine(tb.ops.Function):
+        @staticmethod
+        def forward(ctx, *inputs, **options):
+            raise ArithmeticError("mine")
+
+    model = tb.ViT(bits=1.58, dim=8, depth=1, heads=2, epochs=1, workers=1, verbose=0)
+    with pytest.raises(ArithmeticError, match="mine"), tb.course.use(**{name: Mine}):
+        model.fit(np.zeros((8, 8, 8)), np.arange(8) % 2)
+
+
 # --- submissions without nbgrader -------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from . import report
 from .pictures import write_report
 from .presets import PRESETS, SHAPE, check_seed, chosen, default_of, load_data_once, preset
 from .results import add_run, begin, close, open_folder
-from .run import Run, Study, start_model, train_run
+from .run import Run, Study, serve_parent, start_model, train_run
 
 
 def run_study(
@@ -241,7 +241,9 @@ def trained(
         named = {run.name: run for run in sorted(wave, key=cost, reverse=True)}
         tasks = [delayed(train_run)(study, run, resume, shared=True) for run in named.values()]
         try:
-            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+            # Processes watch their parent from their start, not from their first task: it may be killed between.
+            watch = {"initializer": serve_parent} if jobs is not None else {}
+            parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", **watch)
         except ValueError:  # Ray's backend can only hand back all results together
             parallel = Parallel(n_jobs=jobs)
         with warnings.catch_warnings():
