@@ -1,7 +1,7 @@
 """The digits by repeated five-fold cross-validation: `python docs/results/cross_validate.py [--repeats 2]`.
 
 Every fold trains the full-precision model at the usual number of epochs and at twice that number, the low-bit models on
-the labels alone, and those that the recipe '+ blocks' converts from the full-precision model. Accuracies, in
+the labels alone, and those that the recipe 'best' converts from the full-precision model. Accuracies, in
 digits/cross-validation.json, are those of the fold kept aside.
 """
 
@@ -28,7 +28,7 @@ def models(seed, X, y):
     yield "32 bits, twice the epochs", tb.ViT(bits=32, epochs=2 * EPOCHS, **options).fit(X, y)
     for bits in (1.58, 1):
         yield f"{bits} bits, labels", tb.ViT(bits=bits, epochs=EPOCHS, **options).fit(X, y)
-        student = tb.ViT(bits=bits, epochs=EPOCHS, recipe="+ blocks", distill_from=twin, **options)
+        student = tb.ViT(bits=bits, epochs=EPOCHS, recipe="best", distill_from=twin, **options)
         yield f"{bits} bits, block by block", student.fit(X, y)
 
 
