@@ -16,6 +16,7 @@ at a time. The exit status is 1 if a mutant survived.
 import argparse
 import ast
 import copy
+import functools
 import importlib
 import inspect
 import os
@@ -69,6 +70,18 @@ EQUIVALENT = {
         "ctx.inputs = 2 if weight is None else 4",
     ): "It cuts a tuple of three gradients, of which 3 is all.",
     ("_soft_targets", "return target.astype(dtype, copy=True)"): "A copy has the same numbers.",
+    **{
+        (function, f"return {y}.astype({dtype}, copy=True)"): "A copy has the same numbers."
+        for function, y, dtype in (
+            ("Softmax.forward", "y", "x.dtype"),
+            ("LogSoftmax.forward", "y", "x.dtype"),
+            ("normalize", "y.reshape(x.shape)", "x.dtype"),
+            ("Gelu.forward", "y.reshape(x.shape)", "x.dtype"),
+            ("ScaledDotProductAttention.forward", "y", "q.dtype"),
+            ("MultiHeadAttention.forward", "y.reshape(n, t, heads * d)", "dtype"),
+        )
+    },
+    ("largest", "return x.max(axis=axis, keepdims=True) if x.size else x"): "Nothing less nothing is nothing.",
     (
         "KLDiv.forward",
         "log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(2)))",
@@ -303,7 +316,9 @@ def functions_of(path):
 def load_checks():
     """op -> the checks of the test files on it, cheapest first. The oracle's answers are computed here, once."""
     import cupy_standin
+    import numpy as np
     import op_cases
+    import test_ops_edges as edges
     import test_ops_torch as checks
 
     from tinybitvit import backend
@@ -320,6 +335,15 @@ def load_checks():
             check(*arguments, "cuda")
 
     more = {"mean": [lambda: checks.test_mean_of_nothing("cpu")], "gelu": [checks.test_row_blocks]}
+    for name in edges.HALF:
+        check = functools.partial(edges.test_half_precision_is_as_in_torch, name, 30.0, 100.0)
+        more.setdefault(name.partition(" ")[0], []).append(lambda check=check: check(np.random.default_rng(0)))
+    for op in ("softmax", "log_softmax", "layer_norm", "rms_norm", "gelu"):
+        refused = edges.test_whole_numbers_are_refused_where_fractions_come_out
+        more[op].append(functools.partial(refused, op))
+    for op in ("scaled_dot_product_attention", "multi_head_attention", "cross_entropy"):
+        half = edges.test_half_precision_of_attention_and_cross_entropy_is_that_of_float32
+        more.setdefault(op, []).append(lambda half=half: half(np.random.default_rng(0)))
     by_op = {}
     for op in op_cases.FUNCTIONS:
         cases, refused = op_cases.of_op(op), [row for row in op_cases.REFUSED if row[0] == op]

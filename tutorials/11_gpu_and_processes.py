@@ -341,6 +341,6 @@ figure
 # 3. *(break it)* Give the activations one scale for the whole *batch* instead of one a token, and repeat section 4 with
 #    `bits=1.58`. How large is the difference now, and why?
 # 4. *(measure)* Plot images a second over the number of images for one worker and for two. From which size on do two
-#    pay? Find the line in `Trainer._shards` that guesses it.
+#    pay? Find the line in `train.shards.Threads` that guesses it.
 # 5. *(GPU needed)* Time `Trainer.step` on "cpu" and "cuda" for `dim` 32, 96, 192, 384. Where do the lines cross?
 #    `tb.ViT`'s default is `device="auto"`: would you choose otherwise for the digits?

@@ -199,12 +199,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         best = self._logits(X).argmax(axis=1)
         return self.classes_[best]
 
-    def _logits(self, X):
+    def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = self._shaped(X)
         return self._answerer().predict(X, transform=self.normalize_.preparation(X))
 
-    def _answerer(self):
+    def _answerer(self) -> Trainer:
         return Trainer(self.model_, workers=plain(self.workers))
 
     def _shaped(self, X: Any, reset: bool = False) -> np.ndarray:
@@ -255,7 +255,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         codes = encode_labels(y, self.classes_)
         return X, codes, self._weights(X, y, codes, sample_weight)
 
-    def _weights(self, X, y, codes, sample_weight):
+    def _weights(self, X: np.ndarray, y: np.ndarray, codes: np.ndarray, sample_weight: Any) -> np.ndarray | None:
         """sample_weight times class_weight, float32 (n,), or None."""
         weight = None
         if sample_weight is not None:
@@ -271,7 +271,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """All parameters as plain values. ValueError where one is none that a training can have."""
         return SimpleNamespace(**check_options(self.get_params(deep=False)))
 
-    def _check_teacher(self):
+    def _check_teacher(self) -> Any:
         if self.distill_from is None:
             raise ValueError("this recipe learns from a teacher: give a fitted 32-bit ViT as distill_from")
         if list(self.distill_from.classes_) != list(self.classes_):
@@ -282,7 +282,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             )
         return self.distill_from
 
-    def _loader(self, X, codes, weight, options):
+    def _loader(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, options: Any) -> Loader:
         return Loader(
             X,
             codes,
@@ -293,11 +293,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             sample_weight=weight,
         )
 
-    def _check_eval_set(self, X, y):
+    def _check_eval_set(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         X = self.prepare(X)
         return X, encode_labels(self._check_labels(y, len(X)), self.classes_)
 
-    def _hold_out(self, X, codes, weight, seed):
+    def _hold_out(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray | None, seed: int) -> tuple:
         rows, share = np.arange(len(X)), plain(self.validation_fraction)
         try:
             kept, held = train_test_split(rows, test_size=share, random_state=seed, stratify=codes)
@@ -306,7 +306,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         held_out = self.normalize_(X[held]), codes[held]
         return X[kept], codes[kept], None if weight is None else weight[kept], held_out
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags

@@ -1,5 +1,7 @@
 """tb.quantize: a low-bit copy of a trained tb.ViT without training."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
@@ -9,7 +11,9 @@ from ..train.convert.layerwise import BATCH, LayerByLayer, device_of, output_met
 from ..train.convert.recipes import find_recipe
 
 
-def quantize(teacher, X, bits=1.58, images=4096, random_state=0, verbose=1):
+def quantize(
+    teacher: Any, X: Any, bits: float = 1.58, images: int = 4096, random_state: Any = 0, verbose: int = 1
+) -> Any:
     """A low-bit copy of a fitted 32-bit tb.ViT that does on images what the teacher does: rounded, not trained.
 
     X: images like those of its training, of which `images` are drawn and augmented as the teacher's `augment` says; the

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,11 @@ from sklearn.utils.validation import check_is_fitted, check_random_state
 
 from .. import backend
 from .. import functional as F
-from ..data import Normalize
 from ..data.images import auto_patch
+from ..data.transforms import Augment, Normalize
 from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..optim import AdamW, decay_groups
-from ..quant.quantizer import bits_beside, own_options
+from ..quant.quantizer import Quantizer, bits_beside, own_options
 from ..train import (
     Checkpoints,
     Recipe,
@@ -85,35 +86,35 @@ class ViT(ImageClassifier):
     def __init__(
         self,
         *,
-        bits=1.58,
-        quantizer=None,
-        activation_bits=8,
-        patch_size="auto",
-        dim=64,
-        depth=2,
-        heads=4,
-        mlp_ratio=2,
-        pool="mean",
-        epochs=30,
-        batch_size=64,
-        lr=3e-3,
-        weight_decay=0.05,
-        warmup=0.1,
-        label_smoothing=0.1,
-        class_weight=None,
-        augment="auto",
-        distill_from=None,
-        init_from=None,
-        recipe=None,
-        early_stopping=False,
-        patience=10,
-        validation_fraction=0.1,
-        on_nan="stop",
-        device="auto",
-        workers="auto",
-        random_state=None,
-        verbose=1,
-    ):
+        bits: float = 1.58,
+        quantizer: Quantizer | str | None = None,
+        activation_bits: int | None = 8,
+        patch_size: int | tuple[int, int] | str = "auto",
+        dim: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        mlp_ratio: float = 2,
+        pool: str = "mean",
+        epochs: int = 30,
+        batch_size: int = 64,
+        lr: float = 3e-3,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+        label_smoothing: float = 0.1,
+        class_weight: dict | str | None = None,
+        augment: str | Augment | None = "auto",
+        distill_from: Any = None,
+        init_from: Any = None,
+        recipe: str | Recipe | None = None,
+        early_stopping: bool = False,
+        patience: int = 10,
+        validation_fraction: float = 0.1,
+        on_nan: str = "stop",
+        device: str = "auto",
+        workers: int | str = "auto",
+        random_state: Any = None,
+        verbose: int | str = 1,
+    ) -> None:
         self.bits = bits
         self.quantizer = quantizer
         self.activation_bits = activation_bits
@@ -228,7 +229,7 @@ class ViT(ImageClassifier):
         _, self.interrupted_ = run.train(1)
         return self
 
-    def _become(self, new, run):
+    def _become(self, new: "ViT", run: Run) -> None:
         """All that can be refused has been refused by now, and nothing of this model has changed so far."""
         new.history_, new.interrupted_ = run.history, True  # until the end is reached
         self.__dict__ = new.__dict__
@@ -238,7 +239,7 @@ class ViT(ImageClassifier):
         return len(self.history_["loss"])
 
     @memory_advice("the model")
-    def _build(self, X, seed, options):
+    def _build(self, X: np.ndarray, seed: int, options: Any) -> np.ndarray:
         """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
         self._rng = np.random.default_rng(seed)
         options.bits = bits_beside(options.quantizer, options.bits, default_of(self, "bits"))
@@ -259,7 +260,7 @@ class ViT(ImageClassifier):
         self._optimizer = self._make_optimizer(options)
         return X
 
-    def _build_network(self, source, options):
+    def _build_network(self, source: VisionTransformer | None, options: Any) -> None:
         """The network on its device, with the weights and the architecture of `source` where there is one."""
         shape = {name: getattr(options, name) for name in NETWORK}
         if source is not None:
@@ -278,25 +279,25 @@ class ViT(ImageClassifier):
             print(note, flush=True)
         self.model_.to(device)
 
-    def _draw_seed(self):
+    def _draw_seed(self) -> int:
         seed = check_random_state(self.random_state).randint(2**31)
         return seed if ranks.group is None else ranks.group.first(seed)
 
-    def _make_optimizer(self, options):
+    def _make_optimizer(self, options: Any) -> AdamW:
         return AdamW(decay_groups(self.model_, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
 
-    def _floor(self):
+    def _floor(self) -> float:
         """The least value of the loss where it is that of the labels, else 0."""
         if self.distill_from is not None or any(stage.learns != "labels" for stage in self._recipe.stages):
             return 0.0
         return smoothing_floor(self.label_smoothing, len(self.classes_))
 
-    def _trainer(self, options):
+    def _trainer(self, options: Any) -> Trainer:
         loss = partial(F.cross_entropy, label_smoothing=options.label_smoothing)
         more = {"rng": self._rng, "group": ranks.group, "on_nan": options.on_nan}
         return Trainer(self.model_, self._optimizer, loss, options.workers, **more)
 
-    def _targets(self, X):
+    def _targets(self, X: np.ndarray) -> Callable | None:
         """The teacher's probabilities as labels, unless the recipe has a better use for the teacher. X: the images."""
         if self.distill_from is None:
             return None
