@@ -145,6 +145,7 @@ def train(args: argparse.Namespace) -> int:
 
 def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
+    from ..files import printable
     from ..study import chosen, load_data, measure, open_folder, start_model, train_model
     from ..train import delete_checkpoints, undertrained
     from ..train.meter import say
@@ -156,7 +157,7 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
     out = output(args)
     data = load_data(args.dataset, **data_arguments(args))
     open_folder(out.parent)
-    say(str(data))
+    say(printable(data))
     options = chosen(args.dataset, len(data.y_train), model_arguments(args), args.init_from)
     options |= {"bits": args.bits, "random_state": args.seed}
     if args.init_from is not None:

@@ -118,13 +118,14 @@ def inspect(args: argparse.Namespace) -> int:
 def quantize(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
+    from ..files import printable
     from ..study import load_data, measure, open_folder
     from ..train.meter import say
 
     out, model = output(args), tb.load(args.model)
     data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
     open_folder(out.parent)
-    say(str(data))
+    say(printable(data))
     rounded = tb.quantize(model, data.X_train, args.bits, args.images, random_state=args.seed)
     rounded.save(out, packed=True)
     found = measure(rounded, data, rounded.predict(data.X_test))

@@ -132,9 +132,9 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
                     )
                 ImageOps.exif_transpose(image, in_place=True)
                 return _pixels(image, shape)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{file} is not an image: give a PNG, JPEG, BMP, GIF or WebP file") from error
     except Exception as error:  # on damaged files Pillow's decoders raise almost anything
+        if isinstance(error, UnidentifiedImageError):
+            error = ValueError(f"{file.name} is not an image in PNG, JPEG, BMP, GIF or WebP")
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import tinybitvit as tb
 
 from ..data import Dataset
-from ..files import write_file
+from ..files import printable, write_file
 from ..models import source_of
 from ..quant import check_bits
 from ..train import Recipe, find_recipe
@@ -125,7 +125,7 @@ def run_all(
     began, seeds_used = time.perf_counter(), range(seed, seed + seeds)
     data, study, runs = prepare(dataset, bits, shapes, recipes, out, seeds_used, sizes, teacher, options)
     results = begin(study, data, runs, resume, command)
-    say(str(data))
+    say(printable(data))
     data = data._replace(X_train=data.X_train[:0].copy())  # the report needs test images only
     done = {model["name"] for model in results["models"]}
     progress = Tally(
