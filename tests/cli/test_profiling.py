@@ -14,7 +14,7 @@ def test_every_operation_is_seen_and_left_as_it_was():
     before = {name: (function.forward, function.backward) for name, function in ops.OPS.items()}
     found = profile_step(**TINY, bits=1.58)
     assert {name: (function.forward, function.backward) for name, function in ops.OPS.items()} == before
-    assert found["operations"]["ternary"]["calls"] == 8
+    assert found["operations"]["quantize"]["calls"] == 8
     assert found["gemm_seconds"] > 0 and found["seconds"] > 0 and found["peak_bytes"] > 16 * 17 * 16 * 4
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tinybitvit import data
 from tinybitvit.data import DataError, load_image_folder
@@ -312,6 +312,16 @@ def test_damaged_images(tmp_path, rng):
     Image.fromarray(np.zeros((6, 5), np.float32)).save(bad, format="TIFF")  # readable, but not what it is called
     with pytest.raises(DataError, match=r"bad.png cannot be read as an image"):
         load_image_folder(tmp_path)
+
+
+def test_a_cut_image_is_refused_whatever_other_packages_told_pillow(tmp_path, rng, monkeypatch):
+    """timm sets this switch for the whole process, and Pillow then fills in black what is missing."""
+    save(tmp_path / "whole.png", colours(rng))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        data.read_image(tmp_path / "cut.png", (6, 5, 3))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "the switch is left as it was"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])

@@ -259,14 +259,14 @@ def test_runs_on_the_real_images(name, no_figures, tmp_path):
 
 def interrupt(monkeypatch, at):
     """Ctrl-C in the epoch with this number, counted over all models."""
-    train_epoch, calls = loop.train_epoch, iter(range(1, 100))
+    epoch, calls = loop.Run.epoch, iter(range(1, 100))
 
-    def stopped(*arguments):
+    def stopped(run):
         if next(calls) == at:
             raise KeyboardInterrupt
-        return train_epoch(*arguments)
+        return epoch(run)
 
-    monkeypatch.setattr(loop, "train_epoch", stopped)
+    monkeypatch.setattr(loop.Run, "epoch", stopped)
 
 
 @pytest.mark.parametrize(("epoch", "epochs_of_models"), [(1, []), (2, [1]), (3, [2]), (4, [2, 1])])

@@ -18,10 +18,12 @@ from .. import functional as F
 from .. import ops
 from ..models import VisionTransformer
 from ..optim import AdamW, decay_groups
+from ..quant.quantizer import Quantize
 from ..study.report import align
 from ..train import Trainer, single_threaded_blas
 
 Product = tuple[int, int, int, int]  # copies, rows, inner, columns
+OPERATIONS: dict[str, Any] = {**ops.OPS, "quantize": Quantize}  # the last is a low-bit layer's, of its weight
 
 
 class Profile:
@@ -37,8 +39,8 @@ class Profile:
     @contextmanager
     def recording(self) -> Iterator["Profile"]:
         """Within the block the forwards and backwards of all operations are timed."""
-        originals = {function: (function.forward, function.backward) for function in ops.OPS.values()}
-        for name, function in ops.OPS.items():
+        originals = {function: (function.forward, function.backward) for function in OPERATIONS.values()}
+        for name, function in OPERATIONS.items():
             forward, backward = originals[function]
             put(function, partial(self._forward, name, forward), partial(self._backward, name, backward))
         try:

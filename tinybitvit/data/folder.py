@@ -1,8 +1,10 @@
 """Any folder of pictures as a data set: one sub-folder a class."""
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +121,7 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
 
     check_file(file)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _strictly():
             warnings.simplefilter("ignore")  # remarks on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if file.stat().st_size > MAX_FILE_BYTES:
@@ -136,6 +138,18 @@ def _decode(file: Path, shape: tuple[int, int] | None) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError):
             error = ValueError(f"{file.name} is not an image in PNG, JPEG, BMP, GIF or WebP")
         raise DataError(f"{file} cannot be read as an image ({error}): repair or remove it") from error
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Within the block Pillow refuses files that are cut short; packages such as timm tell it to fill in black."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _pixels(image, shape: tuple[int, int] | None) -> np.ndarray:

@@ -118,7 +118,7 @@ RULES = {
 FIT_RULES = {
     "eval_set": Rule("must be None or a pair (X, y)", lambda v: v is None or is_pair(v, lambda part: part is not None)),
     "checkpoint": Rule("must be None or a folder", lambda v: v is None or isinstance(v, (str, os.PathLike))),
-    "every": Rule("must be 'epoch' or a number of seconds from 0", lambda v: v == "epoch" or is_weight(v)),
+    "every": Rule("must be a number of seconds from 0, or 'epoch'", lambda v: v == "epoch" or is_weight(v)),
     "resume": FLAG,
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import backend
 from .. import functional as F
+from ..files import CheckpointError
 from ..quant import BitLinear, PackedLinear
 from .pretrained import from_pretrained
 from .vit import VisionTransformer
@@ -15,9 +16,15 @@ DETAILS = ("pool", "class_token", "registers", "layer_scale", "eps", "gelu")
 
 
 def source_of(start: Any, image_size: tuple[int, int]) -> VisionTransformer:
-    """The network to start from: `start` itself, that of a fitted tb.ViT, or that of a pretrained file or folder."""
+    """The network to start from: `start` itself, that of a fitted tb.ViT, or that of a pretrained file or folder.
+
+    Raises CheckpointError for files, which names the option init_from.
+    """
     if isinstance(start, (str, os.PathLike)):
-        return from_pretrained(start, image_size=image_size)
+        try:
+            return from_pretrained(start, image_size=image_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"init_from: {error}") from error
     return getattr(start, "model_", start)
 
 
