@@ -449,6 +449,11 @@ def test_a_checkpoint_that_does_not_fit(data, half_done):
     write_safetensors(path, arrays, info)
     with pytest.raises(CheckpointError, match=r"does not fit this model .*head.bias is missing"):
         fit(data, half_done)
+    model = fit(data, epochs=1)
+    before = result(model)
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        model.set_params(epochs=TINY["epochs"]).fit(*data, checkpoint=half_done, resume=True, every=0)
+    assert result(model) == before, "a refused resume leaves the old model"
 
 
 def test_another_run_is_refused(data, half_done):

@@ -58,18 +58,19 @@ class Run:
             check_number("patience", self.patience, 0, whole=True)
         self.early = None if self.patience is None else EarlyStopping(self.trainer.model, self.patience)
         self.meter: Meter | None = None
+        self.before = len(self.history["loss"])  # epochs of earlier runs
         self.start_epoch()
+        if self.checkpoints is not None:
+            self.checkpoints.restore(self)
 
     def train(self, epochs: int) -> tuple[History, bool]:
         """Train for a number of epochs; returns the history, one entry an epoch, and whether Ctrl-C ended it.
 
         Ctrl-C ends the training after the current update, with a checkpoint; what was learnt stays.
         """
-        last = len(self.history["loss"]) + epochs
+        last = self.before + epochs
         if self.verbose:
             self.meter = Meter(self.verbose, last, self.trainer.device, self.floor)
-        if self.checkpoints is not None:
-            self.checkpoints.restore(self)
         interrupted = False
         try:
             while len(self.history["loss"]) < last and not (self.early and self.early.over):
@@ -85,6 +86,7 @@ class Run:
             if self.verbose and self.early.over:
                 say(f"no better val_accuracy for {self.patience} epochs: back to the best epoch")
             self.early.restore()
+        self.before = len(self.history["loss"])
         return self.history, interrupted
 
     def epoch(self) -> dict[str, Any]:
