@@ -3,6 +3,7 @@
 Its commands and links are tested with those of all pages, in test_docs.py.
 """
 
+import ast
 import inspect
 import re
 import subprocess
@@ -41,6 +42,21 @@ def test_the_conversion_keeps_what_was_learnt():
 def test_the_quotation_is_the_source():
     quoted = next(block for block in PYTHON if block.startswith("class Softmax"))
     assert quoted.strip() == inspect.getsource(OPS["softmax"]).strip()
+
+
+def test_the_first_evening_has_at_most_2000_lines():
+    section = README.partition("## A first evening")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| \[`[^`]+`\]\(([^)]+)\)(?:: ([^|]*))? \|", section, re.M)
+    assert len(rows) >= 15
+    total = 0
+    for file, objects in rows:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        if names := re.findall(r"`(\w+)`", objects):
+            found = {node.name: node for node in ast.parse(source).body if hasattr(node, "name")}
+            total += sum(found[name].end_lineno - found[name].lineno + 1 for name in names)
+        else:
+            total += len(source.splitlines())
+    assert total <= 2000
 
 
 def test_the_sizes_are_those_of_files(tmp_path):
