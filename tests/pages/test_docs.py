@@ -30,6 +30,7 @@ COMMANDS = [command for page, text in PAGES.items() for command in commands(page
 QUICK = {"docs/architecture.md", "docs/bitnet.md"}  # pages whose blocks take a few seconds; the others are slow
 ELSEWHERE = {  # page -> the test that runs its blocks
     "README.md": "test_readme.py",
+    "CONTRIBUTING.md": "test_contributing.py, which follows its steps in a copy of the package",
     "docs/attention.md": "test_viz.py, which compares the pictures, too",
     "docs/index.md": "test_readme.py: it shows a part of the README's example",
 }

@@ -53,9 +53,12 @@ class Packing:
     def pack(self, root: Any, changed: Mapping[int, list] | None = None) -> bytes:
         """The message of a value; `changed` has new nodes for given values, made by `node`."""
         start = self.refer(root)
-        nodes: list[list] = []
+        nodes: list[Any] = []
         while self._start + len(nodes) < len(self.values):
-            nodes.append(self.node(self.values[self._start + len(nodes)]))
+            value = self.values[self._start + len(nodes)]
+            nodes.append(None if isinstance(value, np.ndarray) else self.node(value))
+        # Arrays last: only now it is known which of them go as views, because their base goes as well.
+        nodes = [self.node(self.values[self._start + i]) if n is None else n for i, n in enumerate(nodes)]
         head = json.dumps([self._start, start, list((changed or {}).items()), nodes]).encode()
         return b"".join([len(head).to_bytes(8, "big"), head, *self._parts])
 
