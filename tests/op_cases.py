@@ -685,6 +685,7 @@ REFUSED = [  # op, inputs, parameters, words of the sentence
     ("scaled_dot_product_attention", [ROW, ROW, ROW], {}, r"needs q \(..., T, d\).*, not q \(3,\)"),
     ("scaled_dot_product_attention", [A, np.ones((2, 2)), A], {}, r"not q \(2, 3\), k \(2, 2\) and v \(2, 3\)"),
     ("scaled_dot_product_attention", [A, A, B], {}, r"not q \(2, 3\), k \(2, 3\) and v \(3, 3\)"),
+    ("scaled_dot_product_attention", [A, ROW, A], {}, r"not q \(2, 3\), k \(3,\) and v \(2, 3\)"),
     ("multi_head_attention", [A], {"heads": 1}, r"qkv must be \(N, T, 3 [*] heads [*] d\), not \(2, 3\)"),
     ("multi_head_attention", [np.ones((1, 2, 6))], {"heads": 0}, "6 columns, which 0 heads"),
     ("multi_head_attention", [np.ones((1, 2, 6))], {"heads": -1}, "6 columns, which -1 heads"),

@@ -101,7 +101,10 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> "Iterator[Module]":
-        return (m for _, m in self.named_modules())
+        """This module and everything below it."""
+        yield self
+        for _, child in self.named_children():
+            yield from child.modules()
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(name, Parameter) pairs, each Parameter once."""

@@ -73,11 +73,11 @@ class Trainer:
         self.optimizer: Any = optimizer
         self.loss, self.objective = loss, objective
         self.views = optimizer.gradient_views() if optimizer else {}
-        self.params = [p for p in model.parameters() if optimizer is None or p in self.views]
-        self.device = self.params[0].device if self.params else "cpu"
+        self.params = [p for p in model.parameters() if p in self.views] if optimizer else []
+        self.device = next((p.device for _, p in model.named_parameters()), "cpu")
         self.threads = Threads(workers, model, self.device, group.neighbours if group else 1)
         self.rng = backend.make_rng(rng)
-        self.draws = any(isinstance(m, Dropout) and m.p for m in model.modules())
+        self.draws = bool(optimizer) and any(isinstance(m, Dropout) and m.p for m in model.modules())
         self.on_nan, self.skipped_in_a_row = on_nan, 0
         # Of the last step, one a shard: its part of the loss, and its outputs as a host array
         self.losses: list[float] = []
