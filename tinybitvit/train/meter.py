@@ -15,7 +15,7 @@ class Meter:
 
     verbose: 1; 0 for nothing; or a text that begins each line, where several trainings share a screen: then there is at
     most one line a minute in all. epochs: of the whole training. device: a name to print. floor: the least value that
-    the loss can take, if it is not 0 (see `step.smoothing_floor`).
+    the loss can take, if it is not 0, which the first line tells (see `step.smoothing_floor`).
     """
 
     def __init__(self, verbose: int | str, epochs: int, device: str, floor: float = 0.0):
@@ -38,7 +38,7 @@ class Meter:
 
     def _tell(self, line):
         say(self.lead + line)
-        self.told = time.monotonic()
+        self.told, self.floor = time.monotonic(), 0.0  # a floor is told once
 
 
 def update_line(run: Any, epochs: int, device: str, floor: float = 0.0) -> str:
