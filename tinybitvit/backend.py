@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,8 +32,12 @@ def _is_device_array(a: Any) -> bool:
 
 
 def is_number(value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False) -> bool:
-    """Whether the value of an option is a finite number in least..most. NumPy's numbers are numbers, bools are not."""
-    if not isinstance(value, Integral if whole else Real) or isinstance(value, (bool, np.bool_)):
+    """Whether the value of an option is a finite number in least..most.
+
+    NumPy's numbers are numbers; bools are not, nor fractions, which would turn arrays into arrays of objects.
+    """
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if not isinstance(value, kinds) or isinstance(value, bool):
         return False
     return math.isfinite(value) and bool(least <= value <= most)  # type: ignore[operator]
 

@@ -1,5 +1,8 @@
 """Every option of tb.ViT and every argument of fit: used, or refused by name."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +64,15 @@ def test_nonsense_is_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b") as error:
         fit(**{name: value})
     assert "\n" not in str(error.value)
+
+
+def test_fractions_and_decimals_are_no_numbers():
+    """An array times a Fraction is an array of objects."""
+    for value in (Fraction(1, 100), Decimal("0.01")):
+        with pytest.raises(ValueError, match=r"\blr\b"):
+            fit(lr=value)
+        with pytest.raises((ValueError, TypeError), match=r"\blr\b"):
+            tb.optim.SGD([tb.nn.Parameter(np.ones(2, "float32"))], lr=value)
 
 
 VALUES = st.one_of(

@@ -15,7 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from ..backend import plain
+from ..backend import is_number, plain
 from ..data import Loader, Normalize, make_augment, read_image
 from ..data.images import check_finite, check_images, encode_labels, flat_shape
 from ..models import VisionTransformer
@@ -34,10 +34,6 @@ class Rule(NamedTuple):
 
     says: str
     holds: Callable[[Any], bool]
-
-
-def is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
