@@ -152,8 +152,8 @@ def test_pictures_of_one_model_and_of_two(network, X, tmp_path):
     both = {"teacher": found, "student": found}
     assert [ax.get_title() for ax in tb.viz.plot_patches(both, images=[1], layer=0).axes[:3]] == [
         "image",
-        "teacher\n(layer 0)",
-        "student\n(layer 0)",
+        "teacher\nlayer 0",
+        "student\nlayer 0",
     ]
 
 
@@ -161,7 +161,7 @@ def test_pictures_of_components_and_occlusion(network, X):
     found = tb.viz.components(network, X)
     figure = found.plot(images=[2], layer=1)
     np.testing.assert_allclose(figure.axes[1].images[0].get_array(), found.image_map(1)[2])
-    assert figure.axes[1].get_title() == f"(layer 1), {found.explained[1].sum():.0%} of variance"
+    assert figure.axes[1].get_title() == f"layer 1, {found.explained[1].sum():.0%} of variance"
     drops = tb.viz.occlusion(network, X)
     figure = drops.plot(images=[2])
     np.testing.assert_allclose(figure.axes[1].images[-1].get_array(), 100 * drops.drops[2])

@@ -94,14 +94,6 @@ class Layout:
             self.pool, "What the classifier's tokens read, on average"
         )
 
-    def describe_token(self, query: Query = None) -> str:
-        """Whose similarity to all patches `image_map` shows, in words."""
-        if query is not None:
-            return f"{self.names[self.token(query)].capitalize()} and all patches."
-        return {"cls": "Class token and all patches.", "mean": "All patches and each, on average."}.get(
-            self.pool, "The classifier's tokens and all patches, on average."
-        )
-
     def image_map(self, a: np.ndarray, query: Query = None) -> np.ndarray:
         """The row of one token laid out as patches: a (N, T, T) -> (N, rows, columns).
 

@@ -6,7 +6,7 @@ side.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,11 +22,22 @@ from .subject import Subject, answers, observed, occluded, subject_of
 class PatchRecord:
     """What `Similarity`, `Components` and `Occlusion` share: images (N, H, W, C) as given, and a map of each."""
 
+    scale: ClassVar[tuple[str, str]] = ("colors", "")  # how maps are coloured, and what the colour bar says
+    caption: ClassVar[str]
+
     layout: Layout
     images: np.ndarray
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def title(self, layer: int) -> str:
+        """What stands above the maps of a layer."""
+        return ""
+
+    def note(self, image: int) -> str:
+        """What stands below the map of an image."""
+        return ""
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """What the plot shows: (N, rows, columns), or colours (N, rows, columns, 3)."""
@@ -50,7 +61,13 @@ class Similarity(PatchRecord):
     map and not the level of two maps.
     """
 
+    scale = ("sequential", "cosine")
+    caption = "Cosine between tokens. Compare patches within one map; the level of a map says little."
+
     maps: list[np.ndarray]
+
+    def title(self, layer: int) -> str:
+        return f"layer {range(len(self.maps))[layer]}"
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """The cosines of one token with all patches, (N, rows, columns); query: a patch (row, column), 'cls' or a token
@@ -71,8 +88,16 @@ class Components(PatchRecord):
     be most of the token; `explained` says how much.
     """
 
+    caption = (
+        "The tokens' first three principal components as red, green and blue. Colours of different models and layers"
+        " cannot be compared."
+    )
+
     scores: list[np.ndarray]
     explained: np.ndarray
+
+    def title(self, layer: int) -> str:
+        return f"layer {range(len(self.scores))[layer]}, {self.explained[layer].sum():.0%} of variance"
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """Red, green, blue (N, rows, columns, 3) in 0..1: each component from its 1st to its 99th percentile."""
@@ -90,9 +115,18 @@ class Occlusion(PatchRecord):
     never saw, and where several patches say the same thing, covering one of them changes nothing.
     """
 
+    scale = ("around zero", "drop in probability (percentage points)")
+    caption = (
+        "By how much the probability of the class falls when a patch is covered with the mean colour. Where several"
+        " patches say the same thing, covering one of them changes nothing."
+    )
+
     drops: np.ndarray
     target: list
     probability: np.ndarray
+
+    def note(self, image: int) -> str:
+        return f"{self.target[image]} ({self.probability[image]:.0%})"
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """The drops; there are neither layers nor tokens to choose."""
