@@ -13,7 +13,7 @@ from .. import backend
 from .. import functional as F
 from ..data.images import auto_patch
 from ..data.transforms import Augment, Normalize
-from ..models import VisionTransformer, shape_of, source_of, start_from, zoo
+from ..models import VisionTransformer, shape_of, source_of, start_from
 from ..optim import AdamW, decay_groups
 from ..quant.quantizer import Quantizer, bits_beside, own_options
 from ..train import (
@@ -343,9 +343,8 @@ class ViT(ImageClassifier):
 def load(path: str | os.PathLike, device: str = "cpu") -> ViT:
     """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
 
-    path: a file, else a name that `tinybitvit zoo` lists. A packed file gives a model that predicts; a training can
-    start from it (`init_from`), not go on.
+    path: or a name of `tinybitvit zoo`. A packed file predicts; a training can start from it (`init_from`), not go on.
     """
-    loaded = load_classifier(zoo.find(path), ViT, backend.resolve_device(device))
+    loaded = load_classifier(path, ViT, backend.resolve_device(device))
     loaded._rng = np.random.default_rng(loaded._draw_seed())
     return loaded
