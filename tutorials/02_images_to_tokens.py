@@ -281,7 +281,9 @@ def linear(x, weight, bias):
 # %% kind="see"
 fast = min(repeat(lambda: linear(patches, weight, bias), number=1, repeat=20))
 print(f"{1000 * slow:.0f} ms with loops, {1000 * fast:.2f} ms as a product: {slow / fast:,.0f} times as fast")
-assert np.allclose(linear(patches, weight, bias).reshape(-1, 32), linear_with_loops(patches.reshape(-1, 4), weight, bias))
+assert np.allclose(
+    linear(patches, weight, bias).reshape(-1, 32), linear_with_loops(patches.reshape(-1, 4), weight, bias)
+)
 assert slow > 10 * fast
 
 # %% [markdown]
@@ -396,10 +398,10 @@ axes[2].set_ylim(0, 1.6 * abs(with_positions).max())
 fig
 
 # %% [markdown]
-# Without positions a ViT sees a **bag of patches**. That is why a vector is added for each place: `x + positions`, where
-# x is (N, T, dim) and positions is (1, T, dim), the same for all N images. The forward of a sum needs no exercise. The
-# backward does: what is the gradient of a vector that was added to N images? (Lesson 01 has the tool.) It must hold for
-# any two arrays that broadcast, because the same operation adds what a block has computed to what was there before.
+# Without positions a ViT sees a **bag of patches**. That is why a vector is added for each place: `x + positions`, with
+# x of shape (N, T, dim) and positions of shape (1, T, dim), the same for all N images. The forward of a sum needs no
+# exercise. The backward does: what is the gradient of a vector that was added to N images? (Lesson 01 has the tool.) It
+# must hold for any two arrays that broadcast: the same operation adds what a block computes to what was there before.
 
 
 # %% kind="your-turn"
@@ -511,15 +513,15 @@ parts()
 #
 # Hints and worked solutions are in [solutions/02](solutions/02_images_to_tokens.ipynb).
 #
-# 1. (15 min) Some libraries flatten a patch in the order (channel, row, column) instead of (row, column, channel). Which
-#    line of `patchify` changes? Which weights of a trained `PatchEmbed` must be permuted, and how? Hand in a check that
-#    the outputs agree.
+# 1. (20 min) Some libraries flatten a patch in the order (channel, row, column) instead of (row, column, channel).
+#    Which line of `patchify` changes? Which weights of a trained `PatchEmbed` must be permuted, and how? Hand in a check
+#    that the outputs agree.
 # 2. (5 min) Hand an array of shape (N, 3, 32, 32) to `tb.models.VisionTransformer(32, 4)`. Read the error. Why can the
 #    library not just guess?
 # 3. (30 min) Train with `patch_size` 1, 2, 4 and 8 on the digits. Draw accuracy and seconds against the number of
 #    tokens. What is a ViT with a single patch?
-# 4. (20 min) Repeat case 2 with `augment="auto"`, which shifts the images by a pixel, and explain what happens: does
-#    the augmentation come before or after your shuffling?
+# 4. (20 min) Repeat cases 1 and 2 with `augment="shift:1"`, which shifts the images by a pixel, and explain what
+#    happens: does the augmentation come before or after your shuffling?
 # 5. (an evening) Replace the learnt positions by the fixed sine waves of Vaswani et al. 2017 (arXiv 1706.03762, section
 #    3.5): write them into `embed.pos_embed.data` and leave that parameter out of the optimiser. Do 200 training images
-#    gain?
+#    gain? Is it the waves that matter, or that nothing is learnt? Find a control.

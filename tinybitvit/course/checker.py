@@ -175,7 +175,7 @@ def expect(
 
 
 def rule_out(function: Callable, inputs: Mapping[str, Any], wrong: Any, sentence: str) -> None:
-    """AssertionError with the sentence that names a mistake if function(*inputs.values()) is `wrong`, what it leads to."""
+    """AssertionError with a sentence that names a mistake where function(*inputs.values()) is `wrong`, its result."""
     try:
         expect(function, inputs, wrong, [""] * len(wrong) if isinstance(wrong, tuple) else ())
     except (Exception, SystemExit):

@@ -26,7 +26,7 @@ patches = Task("2.1", "patchify", part="patches", hook="patchify.forward")
 )
 def patches_numbered(answer):
     inputs = {"x": IMAGE, "patch_size": (2, 2)}
-    rule_out(answer, inputs, IMAGE.reshape(1, 4, 4), "it cut the rows of the image in pieces, no axis changed its place")
+    rule_out(answer, inputs, IMAGE.reshape(1, 4, 4), "it cut rows of the image in pieces: no axis changed its place")
     expect(answer, inputs, in_order(IMAGE, (2, 2)))
 
 
@@ -55,7 +55,11 @@ def back_numbered(answer):
     g = (10 * np.arange(4)[:, None] + np.arange(4.0)).reshape(1, 4, 4)
     inputs = {"g": g, "y": in_order(IMAGE, (2, 2)), "x": IMAGE, "patch_size": (2, 2)}
     rule_out(answer, inputs, g.reshape(IMAGE.shape), "a patch became a row of pixels: the axes must change places back")
-    expect(answer, inputs, np.array([[0, 1, 10, 11], [2, 3, 12, 13], [20, 21, 30, 31], [22, 23, 32, 33.0]])[None, ..., None])
+    expect(
+        answer,
+        inputs,
+        np.array([[0, 1, 10, 11], [2, 3, 12, 13], [20, 21, 30, 31], [22, 23, 32, 33.0]])[None, ..., None],
+    )
 
 
 @back.check("patches that are no squares, several channels", "g has the axes patch row, patch column, ph, pw, c")
@@ -158,11 +162,16 @@ def added_alike(answer):
 def added_positions(answer):
     g, a, b = np.array([[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]]), np.zeros((3, 1, 2)), np.ones((1, 1, 2))
     inputs = {"g": g, "y": a + b, "a": a, "b": b}
-    rule_out(answer, inputs, (g, g), "it gave dL/db for each image: b is the same for all of them, so their parts add up")
+    rule_out(answer, inputs, (g, g), "it gave dL/db for each image: b is one for all of them, so their parts add up")
     expect(answer, inputs, (g, np.array([[[9.0, 12.0]]])), ["dL/da", "dL/db"])
 
 
 @added.check("either of the two may be the smaller one", "a can have been broadcast just as well as b")
 def added_either(answer):
     g, a, b = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros(2), np.ones((2, 1))
-    expect(answer, {"g": g, "y": a + b, "a": a, "b": b}, (np.array([4.0, 6.0]), np.array([[3.0], [7.0]])), ["dL/da", "dL/db"])
+    expect(
+        answer,
+        {"g": g, "y": a + b, "a": a, "b": b},
+        (np.array([4.0, 6.0]), np.array([[3.0], [7.0]])),
+        ["dL/da", "dL/db"],
+    )
