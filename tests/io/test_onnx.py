@@ -202,7 +202,7 @@ def test_same_logits_where_the_codes_are_the_same(tmp_path, rng, monkeypatch, bi
     equal = np.ones(len(x), bool)
     for codes, (_, _, zero, *_), own in zip(found, rows, ours, strict=True):
         equal &= (codes.astype("int64") - zero == own).reshape(len(x), -1).all(axis=1)
-    assert 0.5 < equal.mean()
+    assert equal.mean() > 0.5
     far = np.abs(theirs - expected).max(axis=1) > 1e-5
     assert (far & equal).sum() <= 1  # where fusing moved a code that was equal without
 

@@ -86,12 +86,19 @@ def export_onnx(
     as INT8, four times as large, for runtimes that do not know operator set 25. Needs the package onnx. Raises
     CheckpointError where the file cannot be written.
     """
+    write_model(path, onnx_bytes(model, preprocessing or model.preprocessing, int8, float_images))
+
+
+def onnx_bytes(
+    model: VisionTransformer, preprocessing: dict[str, Any] | None, int8: bool = False, float_images: bool = False
+) -> bytes:
+    """What `export_onnx` writes. preprocessing None: none."""
     try:
         import onnx
     except ImportError as error:
         raise ImportError('exporting to ONNX needs the package onnx: pip install "tinybitvit[onnx]"') from error
     graph = Graph()
-    _model(graph, model, preprocessing or model.preprocessing, int8, float_images)
+    _model(graph, model, preprocessing, int8, float_images)
     graph.nodes[-1].output[0] = "logits"
     pixels = onnx.TensorProto.FLOAT if float_images else onnx.TensorProto.UINT8
     (height, width), channels = model.embed.patch.image_size, model.embed.patch.in_channels
@@ -104,7 +111,7 @@ def export_onnx(
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
-    write_model(path, proto.SerializeToString(deterministic=True))
+    return proto.SerializeToString(deterministic=True)
 
 
 def _model(graph, model, preprocessing, int8, float_images):
@@ -195,7 +202,7 @@ def _stored(layer, int8):
 
 
 def _bit_linear(graph, layer, x, name, int8):
-    """s_x s_w (c Q^T) of rows x (T, K), see `quant.integer`; of the step s_x = size / top, 1 / top is part of s_w here."""
+    """s_x s_w (c Q^T) of rows x (T, K), see `quant.integer`; s_x = size / top, of which 1 / top is made part of s_w."""
     codes, scale = (backend.to_numpy(a) for a in layer.codes())
     scale = scale[:, 0] if len(scale) > 1 else scale[0]
     layout = _stored(layer, int8)
