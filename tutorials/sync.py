@@ -5,6 +5,7 @@
 
 The source of a tutorial is the percent-format `NN_name.py`: it can be reviewed, linted and run as a script. The
 `NN_name.ipynb` beside it is for reading in Jupyter; it holds no outputs, and the same text always gives the same bytes.
+A cell's header says its kind, `# %% kind="solution"`: what Jupyter and the site fold follows from that (see KINDS).
 """
 
 import argparse
@@ -19,6 +20,26 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# kind -> (whether Jupyter folds the code, the tags of the cell: those that begin with "hide-" fold it on the site)
+KINDS = {
+    "predict": (False, ["predict"]),
+    "naive": (False, ["naive"]),
+    "your-turn": (False, ["your-turn"]),
+    "solution": (True, ["solution", "hide-input"]),
+    "see": (True, ["see", "hide-input"]),
+    "answer": (True, ["answer", "hide-cell"]),
+}
+
+
+def folded(metadata: dict) -> dict:
+    """Jupyter's metadata for what a cell's header says."""
+    kind = metadata.pop("kind", None)
+    if kind is None:
+        return metadata
+    if kind not in KINDS:
+        raise ValueError(f"a cell's kind is one of {', '.join(KINDS)}, not {kind!r}")
+    hidden, tags = KINDS[kind]
+    return {**metadata, **({"jupyter": {"source_hidden": True}} if hidden else {}), "tags": tags}
 
 
 def notebook(text: str) -> str:
@@ -32,6 +53,7 @@ def notebook(text: str) -> str:
     seen: dict[str, int] = {}
     for cell in book.cells:
         count = seen[cell.source] = seen.get(cell.source, 0) + 1
+        cell.metadata = nbformat.from_dict(folded(dict(cell.metadata)))
         cell.id = hashlib.sha256(f"{count} {cell.source}".encode()).hexdigest()[:12]
     nbformat.validate(book)
     return nbformat.writes(book) + "\n"
