@@ -92,13 +92,11 @@ def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[A
             if step is None:
                 block = xp.multiply(block, inverse, out=out)
             block = xp.multiply(block, norm.weight.data, out=out)
-        if step is None:
-            continue
         if activation_bits == 1:
             out[...], step[part], _ = binary_codes(xp, block, centre=False, eps=eps)
-        else:
+        elif activation_bits is not None:
             step[part] = absmax_codes(xp, block, activation_bits, out, eps)[1]
-        if norm is not None:
+        if norm is not None and step is not None:
             step[part] *= inverse
     return codes, step
 
