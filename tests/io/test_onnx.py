@@ -1,6 +1,9 @@
 """ONNX files: checked by onnx, run by onnxruntime, equal to the model."""
 
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +266,30 @@ def test_size_and_operator_set(tmp_path, rng):
         sizes[int8] = (tmp_path / "m.onnx").stat().st_size
         assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == (20 if int8 else 25)
     assert sizes[True] - sizes[False] == pytest.approx(0.75 * weights, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the oldest onnxruntime has no wheel for this Python")
+def test_the_oldest_runtime_that_the_docs_name(tmp_path, rng):
+    """INT8 files of every width, in an environment of its own."""
+    page = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
+    (version,) = re.findall(r"INT8 \(`int8=True`\) \| ([\d.]+)", page)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "-q", "install", f"onnxruntime=={version}.0", "numpy<2"], check=True)
+    x = images(rng)
+    np.save(tmp_path / "x.npy", x)
+    for bits in ALL_BITS:
+        for activation_bits in (8, 4, 1, None):
+            model = make_model(rng, bits, activation_bits)
+            export_onnx(model, tmp_path / "m.onnx", PIXELS, int8=True)
+            program = (
+                "import numpy, onnxruntime\n"
+                "session = onnxruntime.InferenceSession('m.onnx', providers=['CPUExecutionProvider'])\n"
+                "numpy.save('y.npy', session.run(None, {'images': numpy.load('x.npy')})[0])"
+            )
+            subprocess.run([python, "-c", program], check=True, cwd=tmp_path)
+            close(np.load(tmp_path / "y.npy"), logits(model, x))
 
 
 def test_what_cannot_be_written(tmp_path, rng, monkeypatch):
