@@ -48,7 +48,13 @@ def entry_name(entry: Results, results: Results) -> str:
 def columns(results: Results) -> list[str]:
     """The head of the table; the gap is there where there is something to compare with."""
     kept = [name for name in COLUMNS if name != "gap" or any(entry["gap"] for entry in results["summary"])]
-    return ["model", *kept]
+    old = any("bytes" not in entry for entry in results["summary"])
+    return ["model", *("bytes of weights" if name == "bytes" and old else name for name in kept)]
+
+
+def size_of(entry: Results) -> int:
+    """Bytes of the model's file; those of its weights alone where an earlier version wrote the results."""
+    return entry.get("bytes", entry["weight_bytes"])
 
 
 def rows(results: Results) -> list[list[str]]:
@@ -60,7 +66,7 @@ def rows(results: Results) -> list[list[str]]:
             *([in_per_cent(entry["gap"]) if entry["gap"] else ""] if "gap" in columns(results) else []),
             *(in_per_cent(entry[score]) for score in ("precision", "recall", "f1")),
             f"{entry['parameters']:,}",
-            f"{entry['weight_bytes']:,}",
+            f"{size_of(entry):,}",
             f"{entry['effective_bits']:.2f}",
             f"{entry['seconds']:.1f}",
         ]
@@ -80,7 +86,7 @@ def points(results: Results) -> list[dict[str, Any]]:
         {
             "label": entry["recipe"] if is_ablation(results) else f"{entry['dim']} x {entry['depth']}",
             "group": model_name(entry["bits"]),
-            "bytes": entry["weight_bytes"],
+            "bytes": size_of(entry),
             "accuracy": entry["accuracy"]["mean"],
             "low": entry["accuracy"]["low"],
             "high": entry["accuracy"]["high"],

@@ -170,7 +170,8 @@ def summarize(models: Sequence[Results], test_size: int) -> list[dict[str, Any]]
         twins = {m["seed"]: m["accuracy"] for m in groups.get((32, None, dim, depth), [])}
         gaps = [twins[m["seed"]] - m["accuracy"] for m in members if m["seed"] in twins]
         entry["gap"] = interval(gaps) if gaps and bits != 32 else None
-        entry |= {key: members[0][key] for key in ("parameters", "weight_bytes", "effective_bits")}
+        sizes = ("parameters", "bytes", "weight_bytes", "effective_bits")
+        entry |= {key: members[0][key] for key in sizes if key in members[0]}  # earlier versions had no "bytes"
         entry["seconds"] = sum(m["seconds"] for m in members) / len(members)
         entry["interrupted"] = any(m["interrupted"] for m in members)
         summary.append(entry)
