@@ -117,9 +117,9 @@ def inspect(args: argparse.Namespace) -> int:
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
-    size, arrays = path.stat().st_size, array_bytes(path)
+    arrays = array_bytes(path)
     half = f", {arrays:,} of them in the file, where floats have 16 bits" * (arrays < row.bytes)
-    print(f"\nfile: {size:,} bytes; arrays: {row.bytes:,}{half}; the rest are names, shapes, options and history")
+    print(f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}; the rest are names, shapes, options and history")
     return 0
 
 

@@ -54,7 +54,7 @@ def columns(results: Results) -> list[str]:
 
 def size_of(entry: Results) -> int:
     """Bytes of the model's file; those of its weights alone where an earlier version wrote the results."""
-    return entry.get("bytes", entry["weight_bytes"])
+    return entry["bytes"] if "bytes" in entry else entry["weight_bytes"]
 
 
 def rows(results: Results) -> list[list[str]]:
