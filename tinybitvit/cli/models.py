@@ -119,8 +119,8 @@ def inspect(args: argparse.Namespace) -> int:
     print(align(cells))
     arrays = array_bytes(path)
     half = f", {arrays:,} of them in the file, where floats have 16 bits" * (arrays < row.bytes)
-    size = f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}"
-    print(f"{size}; the rest are names, shapes, options and history")
+    line = f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}"
+    print(f"{line}; the rest are names, shapes, options and history")
     return 0
 
 
