@@ -8,6 +8,7 @@ from typing import Any
 from .arguments import BAD_INPUT, DATA_HELP, Parser, add, bit_width, count, name
 from .streams import complain, sentence
 
+MODEL_HELP = "a file saved by `tinybitvit train` or tb.ViT.save, or a name from `tinybitvit zoo`"
 EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
 EXPORT_HELP = (
     "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed;"
@@ -20,7 +21,7 @@ def add_model_commands(commands) -> None:
 
     def add_with_model(command, text: str) -> Parser:
         p = add(commands, command, text)
-        p.add_argument("model", type=name, metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        p.add_argument("model", type=name, metavar="MODEL", help=MODEL_HELP)
         return p
 
     images: dict[str, Any] = {
@@ -160,10 +161,15 @@ def model_names(paths: Sequence[str]) -> list[str]:
     """A name for each model file: its own, with its folder's or a number where several files have the same."""
     from ..files import printable
 
-    stems = [printable(Path(path).stem) for path in paths]
-    longer = [printable(f"{Path(path).absolute().parent.name}/{Path(path).stem}") for path in paths]
+    stems = [printable(path_stem(path)) for path in paths]
+    longer = [printable(f"{Path(path).absolute().parent.name}/{path_stem(path)}") for path in paths]
     names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def path_stem(path: str) -> str:
+    """The name of a model file without its ending; digits-1.58bit is a name of the zoo, whose ending is none."""
+    return Path(path).name.removesuffix(".safetensors")
 
 
 def written(path: str | Path) -> str:

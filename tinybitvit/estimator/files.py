@@ -13,6 +13,7 @@ from ..data import Normalize
 from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
+from ..models import zoo
 from ..quant import Quantizer
 from .inputs import check_options, default_of
 
@@ -43,7 +44,8 @@ def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = Fal
 
 
 def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> Any:
-    """A fitted `cls` (tb.ViT) from a file of `save_classifier`, its network on a device. Raises CheckpointError."""
+    """A fitted `cls` (tb.ViT) from a file of `save_classifier` or the zoo, on a device. Raises CheckpointError."""
+    path = zoo.find(path)
     model, metadata, _ = load_model(path)
     try:
         fitted = metadata["classifier"]

@@ -343,7 +343,7 @@ class ViT(ImageClassifier):
 def load(path: str | os.PathLike, device: str = "cpu") -> ViT:
     """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
 
-    A packed file gives a model that predicts; a training can start from it (`init_from`), not go on.
+    path: or a name of `tinybitvit zoo`. A packed file predicts; a training can start from it (`init_from`), not go on.
     """
     loaded = load_classifier(path, ViT, backend.resolve_device(device))
     loaded._rng = np.random.default_rng(loaded._draw_seed())

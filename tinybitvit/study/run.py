@@ -18,6 +18,7 @@ import tinybitvit as tb
 
 from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
+from ..models import zoo
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
 from ..train.convert.recipes import ABLATION
@@ -160,7 +161,9 @@ def is_alive(parent: Any) -> bool:
 
 
 def start_model(source: Any) -> Any:
-    """A model to start from, as tb.ViT takes it: the content of a file of tb.ViT.save, anything else as it is."""
+    """A model to start from, as tb.ViT takes it: what tb.load reads, by file or name, anything else as it is."""
+    if isinstance(source, str) and not Path(source).exists() and source in zoo.names():
+        return tb.load(source)
     if isinstance(source, (str, PathLike)) and Path(source).is_file() and FORMAT in read_header(source):
         return tb.load(source)
     return source
