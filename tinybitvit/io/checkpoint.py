@@ -1,10 +1,10 @@
 """Models in files: full ones, from which training can go on, and packed ones, as small as the bits allow."""
 
 import copy
-import io
 import math
 import os
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -84,12 +84,14 @@ def file_bytes(model: Any) -> int:
     network = getattr(model, "model_", model)
     if network.file_bytes is not None:
         return network.file_bytes
-    file, packed = io.BytesIO(), network.config["bits"] != 32
+    written: list[int] = []
+    file: Any = SimpleNamespace(write=lambda data: written.append(len(data)))
+    packed = network.config["bits"] != 32
     if hasattr(model, "save"):
         model.save(file, packed=packed)
     else:
         save_model(file, network, packed=packed)
-    return file.tell()
+    return sum(written)
 
 
 def load_model(path: str | os.PathLike) -> Checkpoint:
