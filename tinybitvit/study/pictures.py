@@ -20,7 +20,7 @@ from .run import Run, Study
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
 PICTURED = 4  # test images in the attention figure
 MOST = 8  # more would not be told apart
-SMALLER = 0.72  # of the attention figure, whose texts keep their size: a page shows it at half its width
+SMALLER = 0.85  # of the attention figure, whose texts keep their size: a page shows it smaller than it is
 
 
 def write_report(study: Study, results: report.Results, data: Dataset, runs: Sequence[Run]) -> None:
@@ -154,8 +154,9 @@ def training_figure(results: report.Results, groups: dict[str, list]) -> tuple:
     if smoothing := results["settings"].get("label_smoothing"):
         floor = smoothing_floor(smoothing, len(results["classes"]))
         figure.axes[0].axhline(floor, color="0.5", linestyle=":")
-        place = {"transform": figure.axes[0].get_yaxis_transform(), "ha": "right", "va": "top"}
-        figure.axes[0].text(0.98, floor, "floor of label smoothing", fontsize=8, color="0.35", **place)
+        axes = figure.axes[0]
+        across = axes.get_yaxis_transform()
+        axes.text(0.98, 0.93 * floor, "floor of label smoothing", fontsize=8, ha="right", va="top", transform=across)
         caption += (
             f" Dotted: no loss lies below {floor:.3f} nats. Label smoothing of {smoothing:g} asks for"
             f" {1 - smoothing + smoothing / len(results['classes']):.2f} of the probability on the true class and for"
