@@ -109,14 +109,22 @@ def attention(args: argparse.Namespace) -> int:
 def inspect(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
+    from ..files import array_bytes
+    from ..io.checkpoint import as_on_disk
+    from ..models import zoo
     from ..study.report import align
 
+    path = zoo.find(args.model)
     cells = [["layer", "shape", "bits", "layout", "bytes", "bits a weight", "zeros"]]
-    for row in tb.quant.describe(tb.load(args.model).model_):
+    for row in tb.quant.describe(as_on_disk(tb.load(path).model_)):
         shape = " x ".join(map(str, row.shape))
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
+    arrays = array_bytes(path)
+    half = f", {arrays:,} of them in the file, where floats have 16 bits" * (arrays < row.bytes)
+    line = f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}"
+    print(f"{line}; the rest are names, shapes, options and history")
     return 0
 
 

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, check_random_state
@@ -315,8 +315,8 @@ class ViT(Answers):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike, packed: bool = False, half: bool = False) -> None:
-        """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
+    def save(self, path: str | os.PathLike | BinaryIO, packed: bool = False, half: bool = False) -> None:
+        """Write the fitted model to a .safetensors file, in one step, the old one or the new, or to an open file.
 
         packed: only what prediction needs, low-bit weights as packed bytes; without it `partial_fit` can go on from the
         loaded model. half, for packed files: round what stays in floats to float16. Raises `tb.io.CheckpointError`.
