@@ -514,8 +514,8 @@ parts()
 # Hints and worked solutions are in [solutions/02](solutions/02_images_to_tokens.ipynb).
 #
 # 1. (20 min) Some libraries flatten a patch in the order (channel, row, column) instead of (row, column, channel).
-#    Which line of `patchify` changes? Which weights of a trained `PatchEmbed` must be permuted, and how? Hand in a check
-#    that the outputs agree.
+#    Which line of `patchify` changes? Which weights of a trained `PatchEmbed` must be permuted, and how? Hand in a
+#    check that the outputs agree.
 # 2. (5 min) Hand an array of shape (N, 3, 32, 32) to `tb.models.VisionTransformer(32, 4)`. Read the error. Why can the
 #    library not just guess?
 # 3. (30 min) Train with `patch_size` 1, 2, 4 and 8 on the digits. Draw accuracy and seconds against the number of
