@@ -460,9 +460,7 @@ assert theirs > 0.5
 # softmax picks the best. Patches in the leftmost column have no left neighbour. What will they look at?
 
 # %% kind="predict"
-guess = predict(
-    "a patch in the leftmost column looks at", choices=["itself", "its whole row", "its whole column", "all"]
-)
+guess = predict("a patch at the left edge looks at", choices=["itself", "its whole row", "its whole column", "all"])
 
 # %%
 address = np.zeros((1, 16, 16), "float32")  # (image, token, dim): row, column, and 8 unused columns

@@ -67,7 +67,7 @@ except ValueError as error:
 def trained(patch_size):
     start = time.perf_counter()
     model = tb.ViT(
-        bits=32, patch_size=patch_size, dim=16, heads=2, depth=1, epochs=4, augment=None, random_state=0, verbose=0
+        bits=32, patch_size=patch_size, dim=16, heads=2, depth=1, epochs=9, augment=None, random_state=0, verbose=0
     )
     model.fit(digits.X_train, digits.y_train)
     return model.score(digits.X_test, digits.y_test), time.perf_counter() - start
