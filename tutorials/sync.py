@@ -3,8 +3,10 @@
     python tutorials/sync.py           write what is stale
     python tutorials/sync.py --check   only say what is stale; exit status 1 if anything is
 
-The source of a tutorial is the percent-format `NN_name.py`: it can be reviewed, linted and run as a script. The
-`NN_name.ipynb` beside it is for reading in Jupyter; it holds no outputs, and the same text always gives the same bytes.
+The source of a tutorial, and of the solutions of its exercises in `solutions/`, is the percent-format `NN_name.py`: it
+can be reviewed, linted and run as a script. The `NN_name.ipynb` beside it is for reading in Jupyter; it holds no
+outputs, and the same text always gives the same bytes.
+
 A cell's header says its kind, `# %% kind="solution"`: what Jupyter and the site fold follows from that (see KINDS).
 """
 
@@ -63,9 +65,10 @@ def stale(folder: Path) -> dict[Path, str | None]:
     """Notebook -> what it should hold, for each one that is missing or differs; None: its script is gone."""
     wanted: dict[Path, str | None] = {
         script.with_suffix(".ipynb"): notebook(script.read_text(encoding="utf-8"))
-        for script in sorted(folder.glob("[0-9][0-9]_*.py"))
+        for script in sorted([*folder.glob("[0-9][0-9]_*.py"), *folder.glob("solutions/[0-9][0-9]_*.py")])
     }
-    orphans = {path: None for path in sorted(folder.glob("*.ipynb")) if path not in wanted}
+    books = sorted([*folder.glob("*.ipynb"), *folder.glob("solutions/*.ipynb")])
+    orphans = {path: None for path in books if path not in wanted}
     return {
         path: text
         for path, text in (wanted | orphans).items()

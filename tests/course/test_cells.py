@@ -174,6 +174,11 @@ def test_what_is_kept_is_there_in_the_next_lesson(tmp_path, capsys):
     found = tb.course.mine("unbroadcast")
     assert found.own and found.__module__.startswith("_my")
     assert capsys.readouterr().out == "yours, from my/: unbroadcast\n"
+    everything = tb.course.everything()
+    assert everything["unbroadcast"].own and everything["mul"][0] is None and not hasattr(everything["walk"], "own")
+    out = capsys.readouterr().out
+    assert "yours, from my/: unbroadcast" in out
+    assert "the solutions are used for what is not in my/: 1.1 mul_backward, 1.2 backward, " in out
     row = next(row for row in tb.course.parts().rows if row[1] == "1.3")
     assert row[2] == "yours" and "yours" in repr(tb.course.parts()) and "yours, 1.3" in tb.course.parts()._repr_html_()
 
@@ -214,7 +219,7 @@ def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):
     book.turn(GAP)
     book.run(SOLUTION)
     book.run("tb.course.keep(unbroadcast)")
-    assert "not yours yet, so there is nothing to keep" in capsys.readouterr().out and not (tmp_path / "my").exists()
+    assert "not yours yet, so not kept: 1.3 unbroadcast\n" in capsys.readouterr().out and not (tmp_path / "my").exists()
     assert [row[2] for row in tb.course.parts().rows if row[1] == "1.3"] == ["solution"]
 
 

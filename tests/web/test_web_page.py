@@ -131,13 +131,12 @@ def assert_attention(page, model, i, X):
         np.testing.assert_allclose(page.evaluate(f"[...shares(models[{i}])]"), expected, atol=5e-3 if i else 1e-5)
 
 
-def test_sizes_are_honest(page, models, tmp_path):
+def test_sizes_are_honest(page, models):
     lines = page.evaluate("[...document.querySelectorAll('.size')].map((p) => p.textContent)")
     for line, model in zip(lines, models.values(), strict=True):
         network = model.model_ if model.bits == 32 else model.model_.pack("base3")
-        model.save(tmp_path / "file", packed=model.bits != 32)
         effective = tb.quant.describe(network)[-1].effective_bits
-        assert line.startswith(f"{(tmp_path / 'file').stat().st_size:,} bytes {effective:.2f} bits a weight")
+        assert line.startswith(f"{tb.io.file_bytes(model):,} bytes {effective:.2f} bits a weight")
     click(page, "#images button")
     assert re.search(r" \d+\.\d ms an image\.$", page.evaluate("document.querySelector('.size').textContent"))
 

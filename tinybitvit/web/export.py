@@ -2,7 +2,6 @@
 
 import html
 import re
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from os import PathLike
@@ -13,7 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import Normalize
-from ..io import save_model
+from ..io.checkpoint import file_bytes
 from ..quant import LAYOUTS, BitLinear, PackedLinear, pack
 from ..viz import page as attention_page
 from ..viz.record import CAVEAT
@@ -136,24 +135,11 @@ def _model(name: str, model: Any, arrays: dict[str, Entry]) -> dict[str, Any]:
         },
         "normalize": normalize,
         "ink": ink,
-        "size": {"bytes": _file_bytes(model), "effective_bits": 8 * len(content) / weights},
+        "size": {"bytes": file_bytes(model), "effective_bits": 8 * len(content) / weights},
         "layouts": {layout: _layout(layout) for layout in used},
         "arrays": index,
         "bytes": attention_page.page_base64(np.frombuffer(content, np.uint8)),
     }
-
-
-def _file_bytes(model: Any) -> int:
-    """What the model weighs in a file, packed where it has low-bit layers."""
-    network = getattr(model, "model_", model)
-    packed = network.config["bits"] != 32
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        if hasattr(model, "save"):
-            model.save(path, packed=packed)
-        else:
-            save_model(path, network, packed=packed)
-        return path.stat().st_size
 
 
 def _layout(name: str) -> dict[str, Any]:
