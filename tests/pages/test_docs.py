@@ -84,6 +84,7 @@ TOOLS = {  # the programs that are not ours -> where they are run
     "sphinx-build": "below",
 }
 SETUP = re.compile(r"(\w+=\S+ )+")
+UV = re.compile(r"^uv run (--extra \w+ )?")
 
 
 def check_python(arguments):
@@ -95,12 +96,12 @@ def check_python(arguments):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.text}")
 def test_commands_parse(command):
-    program, *arguments = shlex.split(SETUP.sub("", command.text))
+    program, *arguments = shlex.split(UV.sub("", SETUP.sub("", command.text)))
     if program == "mpiexec":
         program, arguments = "tinybitvit", arguments[arguments.index("tinybitvit") + 1 :]
     if program == "tinybitvit":
         build_parser().parse_args(arguments)
-    elif program == "python":
+    elif program in ("python", "python3"):
         assert check_python(arguments), command.text
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
