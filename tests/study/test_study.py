@@ -192,7 +192,7 @@ def test_the_interval_of_a_gap():
 
 def test_what_is_undertrained_says_so_in_its_row(done):
     """Two epochs of 60 images are too few, for every width."""
-    assert [row[0] for row in report.rows(done[1])] == [f"{name}†" for name in WIDTHS]
+    assert all(row[1].endswith(" †") for row in report.rows(done[1]))
     assert any(note.startswith("† undertrained: 32 bits (the training accuracy is ") for note in report.notes(done[1]))
 
 
