@@ -40,7 +40,7 @@ class Judge:
             self._prepare(cell.metadata.nbgrader.grade_id)
             self.names.update(self._answers())
             self.stage.begin()
-            failed = []
+            failed: list[BaseException] = []
             try:
                 value = self._run(cell.source, cell.metadata.nbgrader.points, failed)
             except (Exception, SystemExit) as error:
