@@ -3,8 +3,11 @@
     python tutorials/sync.py           write what is stale
     python tutorials/sync.py --check   only say what is stale; exit status 1 if anything is
 
-The source of a tutorial is the percent-format `NN_name.py`: it can be reviewed, linted and run as a script. The
-`NN_name.ipynb` beside it is for reading in Jupyter; it holds no outputs, and the same text always gives the same bytes.
+The source of a tutorial, and of the solutions of its exercises in `solutions/`, is the percent-format `NN_name.py`: it
+can be reviewed, linted and run as a script. The `NN_name.ipynb` beside it is for reading in Jupyter; it holds no
+outputs, and the same text always gives the same bytes.
+
+A cell's header says its kind, `# %% kind="solution"`: what Jupyter and the site fold follows from that (see KINDS).
 """
 
 import argparse
@@ -19,6 +22,26 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# kind -> (whether Jupyter folds the code, the tags of the cell: those that begin with "hide-" fold it on the site)
+KINDS = {
+    "predict": (False, ["predict"]),
+    "naive": (False, ["naive"]),
+    "your-turn": (False, ["your-turn"]),
+    "solution": (True, ["solution", "hide-input"]),
+    "see": (True, ["see", "hide-input"]),
+    "answer": (True, ["answer", "hide-cell"]),
+}
+
+
+def folded(metadata: dict) -> dict:
+    """Jupyter's metadata for what a cell's header says."""
+    kind = metadata.pop("kind", None)
+    if kind is None:
+        return metadata
+    if kind not in KINDS:
+        raise ValueError(f"a cell's kind is one of {', '.join(KINDS)}, not {kind!r}")
+    hidden, tags = KINDS[kind]
+    return {**metadata, **({"jupyter": {"source_hidden": True}} if hidden else {}), "tags": tags}
 
 
 def notebook(text: str) -> str:
@@ -32,6 +55,7 @@ def notebook(text: str) -> str:
     seen: dict[str, int] = {}
     for cell in book.cells:
         count = seen[cell.source] = seen.get(cell.source, 0) + 1
+        cell.metadata = nbformat.from_dict(folded(dict(cell.metadata)))
         cell.id = hashlib.sha256(f"{count} {cell.source}".encode()).hexdigest()[:12]
     nbformat.validate(book)
     return nbformat.writes(book) + "\n"
@@ -41,9 +65,10 @@ def stale(folder: Path) -> dict[Path, str | None]:
     """Notebook -> what it should hold, for each one that is missing or differs; None: its script is gone."""
     wanted: dict[Path, str | None] = {
         script.with_suffix(".ipynb"): notebook(script.read_text(encoding="utf-8"))
-        for script in sorted(folder.glob("[0-9][0-9]_*.py"))
+        for script in sorted([*folder.glob("[0-9][0-9]_*.py"), *folder.glob("solutions/[0-9][0-9]_*.py")])
     }
-    orphans = {path: None for path in sorted(folder.glob("*.ipynb")) if path not in wanted}
+    books = sorted([*folder.glob("*.ipynb"), *folder.glob("solutions/*.ipynb")])
+    orphans = {path: None for path in books if path not in wanted}
     return {
         path: text
         for path, text in (wanted | orphans).items()

@@ -177,7 +177,9 @@ def test_sizes_are_honest(page, models):
     for line, model in zip(lines, models.values(), strict=True):
         network = model.model_ if model.bits == 32 else model.model_.pack("base3")
         total = tb.quant.describe(network)[-1]
-        assert line.startswith(f"{model.bits} bits: {total.bytes:,} bytes, {total.effective_bits:.2f} bits a weight")
+        assert line.startswith(
+            f"{model.bits} bits: {tb.io.file_bytes(model):,} bytes, {total.effective_bits:.2f} bits a weight"
+        )
     click(page, "#images button")
     assert re.search(r" \d+\.\d ms an image\.$", page.evaluate("document.querySelector('.size').textContent"))
 

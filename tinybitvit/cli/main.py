@@ -1,4 +1,4 @@
-"""The command `tinybitvit`: study, train, predict, attention, inspect, export, course, doctor, profile.
+"""The command `tinybitvit`: study, train, zoo, predict, attention, inspect, export, course, doctor, profile.
 
 What a subcommand needs is imported when it runs, so that `tinybitvit --help` answers at once.
 """
@@ -26,6 +26,7 @@ from .arguments import (
 from .course import add_course
 from .models import add_model_commands, output, written
 from .streams import complain, flush, prepare_streams, sentence
+from .zoo import add_zoo
 
 # What a user can cause or mend: one sentence instead of a traceback. Anything else is a bug and shows where.
 ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
@@ -86,6 +87,7 @@ def build_parser() -> Parser:
     )
     add_training_arguments(p)
 
+    add_zoo(commands)
     add_model_commands(commands)
     add_course(commands)
     p = add(commands, doctor, "print versions and device, and check every operation on this machine")

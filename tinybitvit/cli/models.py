@@ -8,6 +8,7 @@ from typing import Any
 from .arguments import BAD_INPUT, DATA_HELP, Parser, add, bit_width, count, name
 from .streams import complain, sentence
 
+MODEL_HELP = "a file saved by `tinybitvit train` or tb.ViT.save, or a name from `tinybitvit zoo`"
 EXPORT_FORMATS = ("onnx", "hf", "safetensors", "html")  # tinybitvit.io.FORMATS, not imported because slow, and a page
 EXPORT_HELP = (
     "onnx: for ONNX runtimes; hf: for Hugging Face's BitNet; safetensors: this program's own, packed;"
@@ -20,7 +21,7 @@ def add_model_commands(commands) -> None:
 
     def add_with_model(command, text: str) -> Parser:
         p = add(commands, command, text)
-        p.add_argument("model", type=name, metavar="MODEL", help="a file saved by `tinybitvit train` or tb.ViT.save")
+        p.add_argument("model", type=name, metavar="MODEL", help=MODEL_HELP)
         return p
 
     images: dict[str, Any] = {
@@ -29,9 +30,13 @@ def add_model_commands(commands) -> None:
         "metavar": "IMAGE",
         "help": "pictures; they are stretched to the model's image size",
     }
-    add_with_model(predict, "name the class of pictures").add_argument("images", **images)
+    p = add_with_model(predict, "name the class of pictures")
+    p.add_argument("images", **images)
+    engine_help = "what computes: numpy, or onnxruntime, which is faster (default: %(default)s)"
+    p.add_argument("--engine", choices=("numpy", "onnxruntime"), default="numpy", help=engine_help)
 
-    p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    text = "show what a model looks at in pictures, computed by NumPy, as an interactive page or a figure"
+    p = add_with_model(attention, text)
     p.add_argument("images", **images)
     out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
     p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
@@ -77,7 +82,7 @@ def predict(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    model, status = tb.load(args.model), 0
+    model, status = tb.load(args.model, engine=args.engine), 0
     print("image  class  probability", flush=True)
     for path in args.images:
         try:
@@ -104,14 +109,22 @@ def attention(args: argparse.Namespace) -> int:
 def inspect(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
+    from ..files import array_bytes
+    from ..io.checkpoint import as_on_disk
+    from ..models import zoo
     from ..study.report import align
 
+    path = zoo.find(args.model)
     cells = [["layer", "shape", "bits", "layout", "bytes", "bits a weight", "zeros"]]
-    for row in tb.quant.describe(tb.load(args.model).model_):
+    for row in tb.quant.describe(as_on_disk(tb.load(path).model_)):
         shape = " x ".join(map(str, row.shape))
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
+    arrays = array_bytes(path)
+    half = f", {arrays:,} of them in the file, where floats have 16 bits" * (arrays < row.bytes)
+    line = f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}"
+    print(f"{line}; the rest are names, shapes, options and history")
     return 0
 
 
@@ -160,10 +173,15 @@ def model_names(paths: Sequence[str]) -> list[str]:
     """A name for each model file: its own, with its folder's or a number where several files have the same."""
     from ..files import printable
 
-    stems = [printable(Path(path).stem) for path in paths]
-    longer = [printable(f"{Path(path).absolute().parent.name}/{Path(path).stem}") for path in paths]
+    stems = [printable(path_stem(path)) for path in paths]
+    longer = [printable(f"{Path(path).absolute().parent.name}/{path_stem(path)}") for path in paths]
     names = [stem if stems.count(stem) == 1 else long for stem, long in zip(stems, longer, strict=True)]
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def path_stem(path: str) -> str:
+    """The name of a model file without its ending; digits-1.58bit is a name of the zoo, whose ending is none."""
+    return Path(path).name.removesuffix(".safetensors")
 
 
 def written(path: str | Path) -> str:

@@ -1,10 +1,12 @@
-"""`check`: what a student's answer gets right, and the first counter-example where it does not.
+"""`check`: what a student's answer gets right, and a counter-example for each check where it does not.
 
 A Task is what one exercise asks for, with a list of checks: functions that take the student's answer and raise
-AssertionError with a counter-example. The checks of problem set n stand in `ps<n>.py`.
+AssertionError with a counter-example. The checks of problem set n stand in `ps<n>.py`, those of lesson n in
+`lessons/lesson<nn>.py`.
 """
 
 import importlib
+import importlib.util
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from .. import gradcheck
-from ..ops import Context, Function
+from ..ops import OPS, Context, Function
 from ..tensor import Tensor
 
 SETS = ("ps1", "ps2", "ps3", "ps4", "ps5")
+LESSONS = tuple(f"lesson{number:02}" for number in range(1, 13))
 UNWRITTEN = "not written yet"
 SHOWN = 12  # a counter-example of more numbers than this is described, not printed
 
@@ -24,23 +27,30 @@ SHOWN = 12  # a counter-example of more numbers than this is described, not prin
 @dataclass(frozen=True)
 class Check:
     title: str
-    hint: str
+    hints: tuple[str, ...]  # which open one by one, the next at each failed try
     run: Callable[[Any], None]
 
 
 @dataclass
 class Task:
-    """Exercise `id` ("ps3.2"), whose answer is a function or class called `name` (or several: "split, join")."""
+    """Exercise `id` ("ps3.2"), whose answer is a function or class called `name` (or several: "split, join").
+
+    The id of a cell of a lesson is "1.3", the third of lesson 1. part: what of the network it is; hook: the name under
+    which `use` puts it into the library, "matmul.backward" for the second of a pair.
+    """
 
     id: str
     name: str
+    part: str = ""
+    hook: str = ""
     checks: list[Check] = field(default_factory=list)
+    tries: int = 0  # failed so far
 
-    def check(self, title: str, hint: str) -> Callable:
+    def check(self, title: str, *hints: str) -> Callable:
         """Decorator: adds a check, a function of the student's answer."""
 
         def add(run):
-            self.checks.append(Check(title, hint, run))
+            self.checks.append(Check(title, hints, run))
             return run
 
         return add
@@ -54,36 +64,69 @@ class Task:
 
 
 def tasks(problem_set: str | None = None) -> dict[str, Task]:
-    """The tasks of a problem set ("ps3"; None: of all), by their ids, in order. ValueError for an unknown set."""
-    if problem_set is not None and problem_set not in SETS:
+    """The tasks of a problem set ("ps3") or lesson ("lesson03"), by their ids, in order; None: of all problem sets.
+
+    ValueError for an unknown set.
+    """
+    if problem_set is not None and problem_set not in SETS + LESSONS:
         raise ValueError(f"there is no problem set {problem_set!r}; there are {', '.join(SETS)}")
     found = {}
     for name in SETS if problem_set is None else (problem_set,):
-        module = importlib.import_module(f".{name}", __package__)
-        found.update({task.id: task for task in vars(module).values() if isinstance(task, Task)})
+        path = f"{__package__}.{'lessons.' if name in LESSONS else ''}{name}"
+        if name in SETS or importlib.util.find_spec(path):
+            module = importlib.import_module(path)
+            found.update({task.id: task for task in vars(module).values() if isinstance(task, Task)})
     return found
 
 
-def check(task: str, answer: Any) -> bool:
-    """Try a student's function or class on the checks of a task, print what was found; whether all of them passed.
-
-    The first check that fails comes with its counter-example and a hint. ValueError for an unknown task.
-    """
-    known = tasks()
+def find_task(task: str) -> Task:
+    """The task with this id, "ps3.2" or "1.3". ValueError for an unknown one."""
+    number = str(task).partition(".")[0]
+    lesson = f"lesson{number:>02}"
+    known = tasks(lesson) if lesson in LESSONS else tasks()
     if task not in known:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(known)}")
-    chosen = known[task]
-    faults = [_fault(one, answer) for one in chosen.checks]
-    first = next((number for number, fault in enumerate(faults) if fault), None)
+    return known[task]
+
+
+def check(task: Any, answer: Any = None) -> bool:
+    """Try a student's function or class on the checks of a task, print what was found; whether all of them passed.
+
+    task: its id, "ps3.2", or, of a lesson, the answer itself: `check(softmax)`. Each check that fails comes with its
+    counter-example, the first one with a hint: the next of its hints at each failed try. ValueError: no such task.
+    """
+    if not isinstance(task, str):
+        task, answer = getattr(task, "piece", None), task
+        if task is None:
+            raise ValueError('check(f) needs a function of a cell that says which one it is: @yours("1.3")')
+    chosen = find_task(task)
+    found = faults(chosen, answer)
+    if task[0].isdigit() and set(found) == {UNWRITTEN}:
+        print(f"{UNWRITTEN}: {chosen.name}, cell {task}")
+        return False
+    chosen.tries += any(found) and set(found) != {UNWRITTEN}
+    first = next((number for number, fault in enumerate(found) if fault), None)
     print(f"{task} {chosen.name}")
-    for number, (one, fault) in enumerate(zip(chosen.checks, faults, strict=True)):
+    for number, (one, fault) in enumerate(zip(chosen.checks, found, strict=True)):
         print(f"  {'no' if fault else 'ok'}  {one.title}")
-        if fault and number == first:
-            lines = [fault] if fault == UNWRITTEN else [fault, f"hint: {one.hint}"]
-            print(textwrap.indent("\n".join(lines), " " * 8))
-    passed = sum(fault is None for fault in faults)
-    print(f"  {passed} of {len(faults)} checks passed")
-    return passed == len(faults)
+        if fault and (number == first or fault != UNWRITTEN):
+            print(textwrap.indent(fault, " " * 8))
+        if number == first and fault != UNWRITTEN:
+            print(textwrap.indent(_hint(one.hints, chosen.tries), " " * 8))
+    passed = sum(fault is None for fault in found)
+    print(f"  {passed} of {len(found)} checks passed")
+    return passed == len(found)
+
+
+def faults(task: Task, answer: Any) -> list[str | None]:
+    """For each check of a task what is wrong with an answer, or None."""
+    with np.errstate(all="ignore"):  # what a wrong answer divides by 0 is told, not warned of
+        return [_fault(one, answer) for one in task.checks]
+
+
+def _hint(hints: tuple[str, ...], tries: int) -> str:
+    number = min(tries, len(hints))
+    return f"hint: {hints[0]}" if len(hints) == 1 else f"hint {number} of {len(hints)}: {hints[number - 1]}"
 
 
 def _fault(one: Check, answer: Any) -> str | None:
@@ -141,6 +184,26 @@ def expect_op(op: type[Function], inputs: Mapping[str, Any], expected: Any, g: A
         expect(lambda g: op.backward(ctx, g), {"g": g}, tuple(grads), names)
 
 
+LIBRARY = dict(OPS)  # the library's own operations, whatever `use` puts in their place
+
+
+def expect_forward(function: Callable, op: str, inputs: Mapping[str, Any], **options) -> None:
+    """AssertionError unless function(*inputs) is what the library's operation `op` computes from them."""
+    ctx = context(*inputs.values())
+    expect(function, inputs, LIBRARY[op].forward(ctx, *inputs.values(), **options))
+
+
+def expect_backward(function: Callable, op: str, inputs: Mapping[str, Any], seed: int = 0, **options) -> None:
+    """AssertionError unless function(g, y, *inputs) gives the gradients of the operation `op`, for a random g."""
+    ctx = context(*inputs.values())
+    y = LIBRARY[op].forward(ctx, *inputs.values(), **options)
+    g = np.random.default_rng(seed).integers(-9, 10, np.shape(y)) / np.float64(2)
+    grads = [grad for grad in LIBRARY[op].backward(ctx, g) if grad is not None]
+    names = [f"dL/d{name}" for name in inputs][: len(grads)]
+    given = {"g": g, "y": y, **inputs}
+    expect(function, given, tuple(grads) if len(grads) > 1 else grads[0], names, **options)
+
+
 def context(*arrays: np.ndarray) -> Context:
     """A fresh ctx for a forward on these arrays."""
     return Context(np, tuple(a.dtype.kind == "f" for a in arrays))
@@ -187,7 +250,10 @@ def same(got: Any, expected: Any, call: str, what: str = "") -> None:
     if other.size > SHOWN:
         there = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f" at {there}"
-    raise AssertionError(f"it gave{what}{where} {_text(one[there])}, expected {_text(other[there])}, {call}")
+    shown = _text(one[there]), _text(other[there])
+    if shown[0] == shown[1]:  # they differ further behind
+        shown = repr(one[there].tolist()), repr(other[there].tolist())
+    raise AssertionError(f"it gave{what}{where} {shown[0]}, expected {shown[1]}, {call}")
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
-from .checker import Check, check, tasks
+from .checker import check, faults, find_task
 
 VERDICT = re.compile(r"(\d+) of \d+ checks? passed")
 
@@ -34,22 +34,14 @@ def own(names: Mapping[str, Any], *wanted: str) -> dict[str, Any]:
     """The answers to these tasks among `names` that pass all of their checks, by the tasks' ids."""
     found = {}
     for name in wanted:
-        task = tasks(name.partition(".")[0])[name]
+        task = find_task(name)
         if all(part in names for part in task.name.split(", ")):
             answer = task.answer(names)
             _give_time(answer)
-            if all(_passes(one, answer) for one in task.checks):
+            if not any(faults(task, answer)):
                 found[name] = answer
             _give_time(answer)
     return found
-
-
-def _passes(one: Check, answer: Any) -> bool:
-    try:
-        one.run(answer)
-    except (Exception, SystemExit):  # whatever a student's code may do
-        return False
-    return True
 
 
 def _give_time(answer: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,13 +13,16 @@ from ..data import Normalize
 from ..data.images import auto_patch
 from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
+from ..models import zoo
 from ..quant import Quantizer
 from .inputs import check_options, default_of
 
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
 
-def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = False, half: bool = False) -> None:
+def save_classifier(
+    path: str | os.PathLike | BinaryIO, classifier: Any, packed: bool = False, half: bool = False
+) -> None:
     """Write a fitted tb.ViT.
 
     The parameters of the network are written as the network has them. Of others that no file can hold (models,
@@ -43,7 +46,8 @@ def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = Fal
 
 
 def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> Any:
-    """A fitted `cls` (tb.ViT) from a file of `save_classifier`, its network on a device. Raises CheckpointError."""
+    """A fitted `cls` (tb.ViT) from a file of `save_classifier` or the zoo, on a device. Raises CheckpointError."""
+    path = zoo.find(path)
     model, metadata, _ = load_model(path)
     try:
         fitted = metadata["classifier"]

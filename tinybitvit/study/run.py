@@ -18,6 +18,8 @@ import tinybitvit as tb
 
 from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
+from ..io import file_bytes
+from ..models import zoo
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
 from ..train.convert.recipes import ABLATION
@@ -160,7 +162,9 @@ def is_alive(parent: Any) -> bool:
 
 
 def start_model(source: Any) -> Any:
-    """A model to start from, as tb.ViT takes it: the content of a file of tb.ViT.save, anything else as it is."""
+    """A model to start from, as tb.ViT takes it: what tb.load reads, by file or name, anything else as it is."""
+    if isinstance(source, str) and not Path(source).exists() and source in zoo.names():
+        return tb.load(source)
     if isinstance(source, (str, PathLike)) and Path(source).is_file() and FORMAT in read_header(source):
         return tb.load(source)
     return source
@@ -176,7 +180,9 @@ def save(model: "tb.ViT", path: Path) -> None:
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
-    """Scores of its guesses for the test images (macro means over classes), and its size in a packed file."""
+    """Scores of its guesses for the test images (macro means over classes), and its size: bytes of its file, and of
+    the arrays in it alone (weight_bytes).
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     y = np.array(data.classes)[data.y_test]
@@ -195,6 +201,7 @@ def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]
         "recall": float(recall),
         "f1": float(f1),
         "parameters": sum(p.size for p in network.parameters()),
+        "bytes": file_bytes(model),
         "weight_bytes": shipped.bytes,
         "effective_bits": shipped.effective_bits,
         "confusion_matrix": confusion_matrix(y, guess, labels=labels).tolist(),

@@ -8,6 +8,7 @@ from .files import attention_files as attention_files
 from .layout import Layout as Layout
 from .observe import attention as attention
 from .observe import compare_attention as compare_attention
+from .patch_plots import plot_patches as plot_patches
 from .pictured import AttentionComparison as AttentionComparison
 from .pictured import AttentionRecord as AttentionRecord
 from .result_plots import plot_ablation as plot_ablation
@@ -18,3 +19,9 @@ from .study_plots import plot_confusion_matrices as plot_confusion_matrices
 from .study_plots import plot_history as plot_history
 from .study_plots import plot_predictions as plot_predictions
 from .study_plots import plot_weights as plot_weights
+from .tokens import Components as Components
+from .tokens import Occlusion as Occlusion
+from .tokens import Similarity as Similarity
+from .tokens import components as components
+from .tokens import occlusion as occlusion
+from .tokens import similarity as similarity

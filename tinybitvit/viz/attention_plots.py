@@ -11,7 +11,7 @@ from .compare import ComparedMaps
 from .figure import (
     DIVERGING,
     PALETTE,
-    Picture,
+    captioned,
     chosen_images,
     color_bar,
     layers_by_heads,
@@ -62,7 +62,7 @@ def plot_attention(
         depth = range(record.depth)[layer]
         column[0].set_title(f"{method_title(method)}\n{_extent(method, depth)}", fontsize=10)
         color_bar(figure, column, norm, SHARE)
-    return _captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
+    return captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_heads(
@@ -91,7 +91,7 @@ def plot_heads(
     for head, ax in enumerate(axes[0]):
         ax.set_title(f"head {head}", fontsize=9)
     color_bar(figure, axes.flat, norm, SHARE)
-    return _captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
+    return captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_statistics(record: RecordedMaps) -> Figure:
@@ -143,7 +143,7 @@ def plot_comparison(
             show_map(ax, image, values, norm, DIVERGING)
         column[0].set_title(f"{name}\nminus {comparison.reference}", fontsize=10)
     color_bar(figure, axes[:, 1 + len(names) :].flat, norm, "difference (percentage points)", DIVERGING)
-    return _captioned(figure, f"{first.layout.describe(query)}. {CAVEAT}")
+    return captioned(figure, f"{first.layout.describe(query)}. {CAVEAT}")
 
 
 def plot_damage(comparison: ComparedMaps, top: float = 20) -> Figure:
@@ -202,15 +202,3 @@ def _prediction(record: RecordedMaps, number: int) -> str:
     if record.logits is None:
         return ""
     return f"predicts {record.predictions[number]} ({record.probabilities[number].max():.0%})"
-
-
-def _captioned(figure: Picture, text: str) -> Picture:
-    """The text below the figure, broken to its width."""
-    words, lines = text.split(), [""]
-    most = int(figure.get_figwidth() * 15)
-    for word in words:
-        if len(lines[-1]) + len(word) > most:
-            lines.append("")
-        lines[-1] += word + " "
-    figure.supxlabel("\n".join(line.strip() for line in lines), fontsize=8, color="0.35")
-    return figure

@@ -67,6 +67,26 @@ def show_map(ax: Axes, image: np.ndarray, values: np.ndarray, norm: Normalize, c
     ax.set_yticks([])
 
 
+def show_colors(ax: Axes, colors: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Colours (rows, columns, 3) of patches in the place of their image, of this shape."""
+    height, width = shape[:2]
+    ax.imshow(colors, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def captioned(figure: Picture, text: str) -> Picture:
+    """The text below the figure, broken to its width."""
+    words, lines = text.split(), [""]
+    most = int(figure.get_figwidth() * 15)
+    for word in words:
+        if len(lines[-1]) + len(word) > most:
+            lines.append("")
+        lines[-1] += word + " "
+    figure.supxlabel("\n".join(line.strip() for line in lines), fontsize=8, color="0.35")
+    return figure
+
+
 def mark_patch(ax: Axes, patch: tuple[int, int], size: tuple[int, int]) -> None:
     """A frame around one patch; size: its (height, width) in pixels."""
     corner = patch[1] * size[1] - 0.5, patch[0] * size[0] - 0.5

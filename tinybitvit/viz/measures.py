@@ -1,4 +1,5 @@
-"""What is computed from attention maps: fusion of heads, rollout, entropy, distance, divergence. Arrays in, arrays out.
+"""What is computed from attention maps: fusion of heads, rollout, entropy, distance, divergence; and from tokens:
+cosine similarity, principal components. Arrays in, arrays out.
 
 A map A is (..., T, T): row i holds the shares with which token i draws on the tokens j, so that rows sum to 1.
 Everything is computed in float64: a rollout multiplies a dozen such matrices.
@@ -122,6 +123,44 @@ def head_divergence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         for i in range(a.shape[1])
     ]
     return np.maximum(mixed - (own_a[:, None] + own_b) / 2, 0)
+
+
+def cosine_similarity(x: np.ndarray) -> np.ndarray:
+    """s_ij = x_i . x_j / (|x_i| |x_j|) for tokens x (..., T, D): (..., T, T), from -1 to 1.
+
+    A token of zeros is similar to none.
+    """
+    x = np.asarray(x, np.float64)
+    unit = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit @ np.swapaxes(unit, -1, -2)
+
+
+def principal_components(x: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (x - mean x) V of vectors x (..., D) on the first components, and their shares (count,) of the variance.
+
+    V holds the eigenvectors of the covariance of all vectors with the largest eigenvalues. Their signs are free: each
+    one's largest entry is made positive. Beyond D components scores and shares are 0.
+    """
+    x = np.asarray(x, np.float64)
+    flat = x.reshape(-1, x.shape[-1])
+    centred = flat - flat.mean(axis=0)
+    variances, vectors = np.linalg.eigh(centred.T @ centred)
+    variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
+    missing = count - vectors.shape[1]
+    scores = np.pad(centred @ (vectors * np.sign(largest)), ((0, 0), (0, missing)))
+    shares = np.pad(np.maximum(variances, 0) / max((centred**2).sum(), 1e-12), (0, missing))
+    return scores.reshape(*x.shape[:-1], count), shares
+
+
+def component_colors(scores: np.ndarray) -> np.ndarray:
+    """Scores (..., 3) as red, green and blue in 0..1: each component from its 1st to its 99th percentile, clipped.
+
+    Percentiles, because a few tokens of large norm would otherwise leave one colour to all others.
+    """
+    flat = scores.reshape(-1, scores.shape[-1])
+    low, high = np.percentile(flat, (1, 99), axis=0)
+    return np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
 
 
 def match_heads(cost: np.ndarray) -> np.ndarray:

@@ -1,64 +1,68 @@
 """Recording: `attention(model, X)` runs a network once, with a hook on every head's softmax; `compare_attention` does
 so with several networks."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import autograd, backend
-from ..nn import Attend, Module
+from ..models import Block
+from ..nn import Attend
 from ..quant import PackedLinear
 from ..tensor import Tensor
 from .compare import paired_heads
 from .layout import Layout
 from .pictured import AttentionComparison, AttentionRecord
+from .subject import observed, occluded, subject_of
 
 
 def attention(
-    model: Any, X: Any, *, target: Any = None, layout: Layout | None = None, batch_size: int = 32
+    model: Any,
+    X: Any,
+    *,
+    target: Any = None,
+    occlude: bool = False,
+    layout: Layout | None = None,
+    batch_size: int = 32,
 ) -> AttentionRecord:
-    """Record what every head of a model attends to in the images X.
+    """Record what every head of a model attends to in the images X, and the tokens after every layer.
 
     model: a fitted `tb.ViT` (X as for `predict`) or a network with `nn.Attend` modules such as `VisionTransformer` (X
     as the network takes it: normalised floats (N, H, W, C)), packed or not. target: record gradients too, of the logit
     of the 'predicted' class, of one class, or of one class for each image (labels of a tb.ViT, else class numbers).
-    layout: which token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in
-    batches, and is left as it was.
+    occlude: record, too, what covering each patch does, as `occlusion` does, at one forward pass a patch. layout: which
+    token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in batches, and is
+    left as it was.
 
     Raises RuntimeError where a layer hands out no map, or where gradients cannot be had (packed models).
     """
-    X = X if hasattr(X, "shape") else np.asarray(X)
-    if hasattr(model, "prepare"):
-        prepared, network, classes = model.prepare(X), model.model_, model.classes_.tolist()
-    else:
-        prepared, network, classes = np.asarray(backend.to_numpy(X)), model, None
-        if prepared.dtype.kind != "f":
-            raise ValueError(
-                f"a {type(model).__name__} takes normalised floats, not {prepared.dtype}: apply its Normalize, or"
-                " pass a fitted tb.ViT"
-            )
-    if not len(prepared):
-        raise ValueError("X holds no image, at least one is needed")
-    layout = Layout.of(network) if layout is None else layout
-    target = _class_numbers(target, len(prepared), classes)
-    parts = []
-    with _observed(network) as seen:
-        for start in range(0, len(prepared), batch_size):
+    subject = subject_of(model, X, layout)
+    network, images = subject.network, subject.prepared
+    target = subject.class_numbers(target)
+    parts, tokens = [], []
+    with observed(network, Attend) as seen, observed(network, Block) as blocks:
+        if not any(isinstance(m, Attend) for m in network.modules()):
+            kind = type(network).__name__
+            raise RuntimeError(f"{kind} holds no nn.Attend module, so there is no attention to record")
+        for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             wanted = target[rows] if isinstance(target, np.ndarray) else target
-            parts.append(_record_batch(network, seen, prepared[rows], layout, wanted))
+            blocks.clear()
+            parts.append(_record_batch(network, seen, images[rows], subject.layout, wanted))
+            tokens.append([output.numpy() for _, output in blocks])
     maps, logits, gradients, targets = zip(*parts, strict=True)
     headless = getattr(network, "head", network) is None
     return AttentionRecord(
         maps=_joined(maps),
-        layout=layout,
-        images=backend.to_numpy(X).reshape(prepared.shape),
+        layout=subject.layout,
+        images=subject.images,
         logits=None if headless else np.concatenate(logits),
-        classes=list(range(logits[0].shape[-1])) if classes is None else classes,
+        classes=list(range(logits[0].shape[-1])) if subject.classes is None else subject.classes,
         gradients=None if target is None else _joined(gradients),
         target=None if target is None else np.concatenate(targets),
+        tokens=_joined(tokens) if len(tokens[0]) == len(maps[0]) else None,
+        occlusion=occluded(subject, np.concatenate(logits).argmax(axis=1), batch_size) if occlude else None,
     )
 
 
@@ -68,7 +72,7 @@ def compare_attention(
     """Record several models on the images X (N, ...) and compare each with the first.
 
     models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true
-    labels. options go to `attention` (target, batch_size).
+    labels. options go to `attention` (target, occlude, batch_size).
 
     match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that
     were trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one
@@ -91,23 +95,6 @@ def compare_attention(
     for name, record in records.items():
         matches[name], divergence[name] = paired_heads(first, record, match and name != reference)
     return AttentionComparison(records, y, matches, divergence)
-
-
-@contextmanager
-def _observed(network: Module) -> Iterator[list[tuple[str, Tensor]]]:
-    """Within the block the network is in evaluation mode, and each call of an Attend adds (its name, its output) to the
-    list.
-    """
-    attends = [(name, m) for name, m in network.named_modules() if isinstance(m, Attend)]
-    if not attends:
-        raise RuntimeError(f"{type(network).__name__} holds no nn.Attend module, so there is no attention to record")
-    seen: list[tuple[str, Tensor]] = []
-    with ExitStack() as stack:
-        stack.enter_context(network.evaluating())
-        for name, module in attends:
-            hook = lambda _, inputs, output, name=name: seen.append((name, output))  # noqa: E731
-            stack.enter_context(module.register_forward_hook(hook))
-        yield seen
 
 
 def _record_batch(network, seen, images, layout, target):
@@ -164,26 +151,6 @@ def _gradients(network, logits, maps, target):
     chosen = (np.arange(logits.shape[1]) == target[:, None]).astype(str(logits.dtype))
     grads = autograd.grad(logits, maps, backend.to_device(chosen, logits.device))
     return [backend.to_numpy(g) for g in grads]
-
-
-def _class_numbers(target, n, classes):
-    """None, 'predicted', or the class number for each of n images, from one label or n labels."""
-    if target is None or (isinstance(target, str) and target == "predicted"):
-        return target
-    labels = np.asarray(target)
-    if labels.shape not in ((), (n,)):
-        raise ValueError(
-            f"target must be 'predicted', one class, or one class for each of the {n} images, not shape {labels.shape}"
-        )
-    labels = np.broadcast_to(labels, n)
-    if classes is not None:
-        unknown = [label for label in labels.tolist() if label not in classes]
-        if unknown:
-            raise ValueError(f"target {unknown[0]!r} is not among the model's classes: {classes[:20]}")
-        return np.array([classes.index(label) for label in labels.tolist()])
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"target must be 'predicted' or class numbers for a network without labels, not {target!r}")
-    return labels
 
 
 def _joined(parts):

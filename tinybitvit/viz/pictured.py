@@ -14,7 +14,9 @@ class AttentionRecord(RecordedMaps):
     draws on all tokens, and sums to 1. layout: which token is which patch. images: (N, H, W, C) as they were given.
     logits: (N, classes), or None where the network has no head. classes: the labels in the order of the logits.
     gradients: as maps, d(logit of the target class)/d(attention), or None. target: the class numbers (N,) of these
-    gradients.
+    gradients. tokens: (N, T, dim) after every layer, or None where layers are no `tb.models.Block`. occlusion: (N,
+    rows, columns), by how much the probability of the predicted class falls without each patch, or
+    None (see `occlusion`).
 
     Attention is not explanation. A map shows where a layer averaged values from; it does not show what these values
     held, what the MLPs made of them, or what the prediction would be without them. Other maps can give the same output

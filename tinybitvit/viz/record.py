@@ -26,6 +26,8 @@ class RecordedMaps:
     classes: list
     gradients: list[np.ndarray] | None = None
     target: np.ndarray | None = None
+    tokens: list[np.ndarray] | None = None
+    occlusion: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,6 +121,30 @@ class RecordedMaps:
         patches).
         """
         return self.layout.image_map(self.matrix(method, layer, **options), query)
+
+    # --- tokens: what a block hands to the next one -------------------------------------------------------------------
+
+    def norms(self, layer: int = -1) -> np.ndarray:
+        """Length |x_i| of every token (N, T) after a layer.
+
+        A few patches of very large norm, as DINOv2 has them, hold no part of the image: the network stores there what
+        concerns all of it, unless it has registers for that (Darcet et al. 2023, arXiv 2309.16588).
+        """
+        return np.linalg.norm(self._tokens(layer), axis=-1)
+
+    def similarity(self, layer: int = -1) -> np.ndarray:
+        """Cosine (N, T, T) between all tokens after a layer: `measures.cosine_similarity`."""
+        return measures.cosine_similarity(self._tokens(layer))
+
+    def component_colors(self, layer: int = -1) -> np.ndarray:
+        """The patches' first three principal components after a layer as colours (N, rows, columns, 3) in 0..1."""
+        scores, _ = measures.principal_components(self._tokens(layer)[:, self.layout.prefix :])
+        return measures.component_colors(scores).reshape(len(self), *self.layout.grid, 3)
+
+    def _tokens(self, layer: int) -> np.ndarray:
+        if self.tokens is None:
+            raise RuntimeError("this record has no tokens: they come from networks whose layers are tb.models.Block")
+        return self.tokens[layer]
 
     # --- numbers per head ---------------------------------------------------------------------------------------------
 

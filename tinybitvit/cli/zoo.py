@@ -1,0 +1,48 @@
+"""The command `zoo`: the networks that come with the library, and the card of one."""
+
+import argparse
+
+from .arguments import add
+
+
+def add_zoo(commands) -> None:
+    text = "list the trained networks that come with the library, or print the card of one"
+    add(commands, zoo, text).add_argument("name", nargs="?", metavar="NAME", help="a network of the list")
+
+
+def zoo(args: argparse.Namespace) -> int:
+    from ..models import zoo
+    from ..study.report import align, in_per_cent
+    from ..study.results import binomial_interval
+
+    if args.name:
+        print(card_text(zoo.card(args.name)))
+        return 0
+    cells = [["name", "data", "bits", "accuracy", "bytes"]]
+    for card in map(zoo.card, zoo.names()):
+        accuracy = in_per_cent(binomial_interval(card.correct / card.tested, card.tested))
+        cells.append([card.name, card.data, f"{card.bits:g}", accuracy, f"{card.bytes:,}"])
+    print(align(cells))
+    print("\n`tinybitvit zoo NAME` prints a card; `tinybitvit predict NAME IMAGE` and tb.load(NAME) use a network.")
+    return 0
+
+
+def card_text(card) -> str:
+    """A card for a terminal, one line a fact."""
+    from ..study.results import binomial_interval
+
+    found = binomial_interval(card.correct / card.tested, card.tested)
+    share, low, high = (f"{100 * found[key]:.2f}" for key in ("mean", "low", "high"))
+    hard = [f"{name} ({share:.1%} right, taken for {other})" for name, share, other in card.confused()]
+    height, width, channels = card.image_shape
+    facts = {
+        "data": f"{card.data}, {height} x {width} pixels, {'grey' if channels == 1 else 'colour'}",
+        "classes": ", ".join(card.classes),
+        "network": f"{card.bits:g} bit{'s' * (card.bits != 1)} a weight, dim {card.dim}, depth {card.depth}",
+        "file": f"{card.bytes:,} bytes",
+        "accuracy": f"{share} % of {card.tested:,} test images (95 % interval for other images: {low} to {high})",
+        "seed": str(card.seed),
+        "made by": card.command,
+        "bad at": f"{'; '.join(hard)}. {card.limits}",
+    }
+    return "\n".join([card.name, *(f"{key:10}{value}" for key, value in facts.items())])

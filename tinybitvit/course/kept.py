@@ -1,0 +1,292 @@
+"""What a student wrote, from one lesson to the next: `keep` writes it to a file, `mine` and `everything` read it."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .cells import better, pieces, source_of
+from .checker import LESSONS, Task, faults, tasks
+
+FOLDER = "my"
+
+
+def keep(*written: Any, folder: str = FOLDER) -> None:
+    """Write functions and classes of `yours` cells to files `my/<name>.py`, for the lessons that follow.
+
+    folder: taken from the working directory. A file holds the source, and what else of the notebook it needs. One that
+    is there already and differs stays beside it as `<name>.py.bak` (`.bak2`, ...). The solution is not written: nothing
+    of it is yours.
+    """
+    tasks_of = {_task(getattr(one, "piece", ""), one).id: one for one in written}
+    if others := [f"{piece} {one.__name__}" for piece, one in tasks_of.items() if not getattr(one, "own", False)]:
+        print(f"not yours yet, so not kept: {', '.join(others)}")
+    for one in written:
+        if not getattr(one, "own", False):
+            continue
+        task = _task(one.piece, one)
+        path = Path(folder) / f"{task.name}.py"
+        text = f'"""{task.name}, cell {task.id} of the lessons."""\n\n{_self_contained(one)}'
+        note = ""
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            backup = _free(path)
+            path.replace(backup)
+            note = f"; what was there is {backup.name} now"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        _index(path.parent)
+        print(f"{task.id} {task.name}: kept in {path.as_posix()}{note}")
+
+
+def _free(path):
+    number = 1
+    while (backup := path.with_name(f"{path.name}.bak{number if number > 1 else ''}")).exists():
+        number += 1
+    return backup
+
+
+def _index(folder):
+    """So that `from my import softmax` works."""
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    text = '"""What I wrote in the lessons."""\n\n' + "".join(
+        f"from .{name} import {name} as {name}\n" for name in names
+    )
+    (folder / "__init__.py").write_text(text, encoding="utf-8", newline="\n")
+
+
+def _self_contained(one):
+    """The source of a function or class below the imports, constants and helpers that it uses."""
+    head: list[str] = []
+    body: list[str] = []
+    _gather(one, _globals(one), head, body, {one.__name__})
+    body.append(source_of(one))
+    return "\n".join([*sorted(set(head)), ""] if head else []) + "\n\n" * bool(head) + "\n\n".join(body)
+
+
+def _gather(one, names, head, body, seen):
+    tree = ast.parse(source_of(one))
+    for name in dict.fromkeys(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)):
+        if name not in names or name in seen:
+            continue
+        seen.add(name)
+        value = names[name]
+        module = getattr(value, "__module__", None)
+        if isinstance(value, ModuleType):
+            head.append(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
+        elif getattr(value, "piece", None) and getattr(value, "own", False):
+            head.append(f"from .{value.__name__} import {value.__name__}" + _as(value, name))
+        elif callable(value) and module not in (None, "__main__") and hasattr(value, "__name__"):
+            head.append(f"from {module} import {value.__name__}" + _as(value, name))
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            _gather(value, names, head, body, seen)
+            body.append(source_of(value))
+        elif isinstance(value, (int, float, str, tuple, list)):
+            body.append(f"{name} = {value!r}\n")
+
+
+def _as(value, name):
+    return "" if value.__name__ == name else f" as {name}"
+
+
+def _globals(one):
+    methods = vars(one).values() if inspect.isclass(one) else (one,)
+    functions = [getattr(value, "__func__", value) for value in methods]
+    return next(f.__globals__ for f in functions if inspect.isfunction(f))
+
+
+# --- reading it again -------------------------------------------------------------------------------------------------
+
+
+def mine(*names: str, folder: str = FOLDER) -> Any:
+    """What was kept under these names, for later lessons: `softmax, attention = mine("softmax", "attention")`.
+
+    A piece that is missing, or does not pass its checks, comes from the solutions, with a line that says so.
+    """
+    known = {task.name: task for task in all_tasks()}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no lesson has a cell for {unknown[0]!r}; there are {', '.join(known)}")
+    found = [_piece(known[name], folder) for name in names]
+    _tell(found, folder)
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def everything(folder: str = FOLDER) -> dict[str, Any]:
+    """All that the lessons put into the library, for `use(**everything())`: the student's own, else the solutions."""
+    found: dict[str, Any] = {}
+    pieces_of = {task.id: _piece(task, folder) for task in all_tasks() if task.hook}
+    _tell(pieces_of.values(), folder)
+    for task in all_tasks():
+        if task.hook:
+            hook, _, half = task.hook.partition(".")
+            one = pieces_of[task.id]
+            pair = found.get(hook, (None, None))
+            found[hook] = one if not half else (one, pair[1]) if half == "forward" else (pair[0], one)
+    return found
+
+
+def all_tasks() -> list[Task]:
+    """The cells of all lessons, in order."""
+    return [task for lesson in LESSONS for task in tasks(lesson).values()]
+
+
+def _task(piece, one):
+    for task in all_tasks():
+        if task.id == piece:
+            return task
+    raise ValueError(f'{getattr(one, "__name__", one)!r} is of no cell of a lesson: decorate it with @yours("1.3")')
+
+
+def _piece(task, folder):
+    """The student's version from this session or the folder; else the solution."""
+    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    if not getattr(own, "own", False):
+        own = _load(path, task) if path.exists() else None
+    if own is None:
+        found = solved(task)
+        found.missing = True
+        return found
+    return better(own, lambda: solved(task), task.id)
+
+
+def _tell(found, folder):
+    """Which of some pieces are the student's, and which are not there."""
+    yours = [one.__name__ for one in found if getattr(one, "own", False)]
+    missing = [f"{one.piece} {one.__name__}" for one in found if getattr(one, "missing", False)]
+    if yours:
+        print(f"yours, from {folder}/: {', '.join(yours)}")
+    if missing:
+        print(f"the solutions are used for what is not in {folder}/: {', '.join(missing)}")
+
+
+def _load(path, task):
+    """The function or class in a file of the student's folder; None, and a line, where the file does not run."""
+    package = f"_{path.parent.name}"
+    spec = importlib.util.spec_from_file_location(package, path.parent / "__init__.py")
+    assert spec is not None
+    try:
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        sys.modules[package].__path__ = [str(path.parent)]
+        for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        own = getattr(importlib.import_module(f"{package}.{path.stem}"), task.name)
+    except Exception as error:  # whatever is wrong in a file of the student's
+        print(f"{path.as_posix()} does not run: {type(error).__name__}: {error}")
+        return None
+    own.piece, own.own = task.id, True
+    return own
+
+
+# --- the solutions ----------------------------------------------------------------------------------------------------
+
+
+def lesson_file(number: int) -> Path:
+    """The script of a lesson: in the working directory, a folder above it, or the checkout of this package."""
+    here = Path.cwd()
+    package = Path(__file__).resolve().parents[2]
+    for folder in (here, *here.parents, here / "tutorials", package / "tutorials"):
+        if found := sorted(folder.glob(f"{number:02}_*.py")):
+            return found[0]
+    raise FileNotFoundError(f"lesson {number} is not here: start Jupyter in the folder tutorials of a checkout")
+
+
+def solved(task: Task) -> Any:
+    """The solution of a cell, out of the lesson's script, with what it uses of the others there."""
+    path = lesson_file(int(task.id.partition(".")[0]))
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    wanted = {task.name}
+    names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
+    chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
+    module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
+    exec(compile(module, str(path), "exec"), names)
+    found = names[task.name]
+    found.piece = task.id
+    return found
+
+
+def _needed(node, wanted, piece):
+    """Whether a statement binds a wanted name: import, solution, helper. What it uses itself is wanted from then on."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        bound = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) in MARKS]
+        bound = {node.name} if not marks or ast.unparse(marks[0].func).endswith("solution") else set()
+    elif isinstance(node, ast.Assign) and (isinstance(node.value, ast.Constant) or _is_mine(node.value)):
+        bound = {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    else:
+        return False
+    if not bound & wanted:
+        return False
+    wanted -= bound
+    wanted |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"solution"}
+    return True
+
+
+def _is_mine(value):
+    return isinstance(value, ast.Call) and ast.unparse(value.func) in ("mine", "tb.course.mine")
+
+
+MARKS = ("yours", "solution", "tb.course.yours", "tb.course.solution")
+
+
+def _bare(node):
+    """The statement without the decorators of a lesson."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        node.decorator_list = [
+            d for d in node.decorator_list if not (isinstance(d, ast.Call) and ast.unparse(d.func) in MARKS)
+        ]
+    return node
+
+
+# --- what is yours so far ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Parts:
+    """The parts of the final network, and whose each is: a text, and in a notebook a picture."""
+
+    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "to come"
+
+    def __repr__(self) -> str:
+        width = max((len(part) for part, *_ in self.rows), default=0)
+        own = sum(whose == "yours" for *_, whose in self.rows)
+        lines = [f"{part:{width}}  {whose:8}  {cells}" for part, cells, whose in self.rows]
+        return "\n".join([*lines, f"{own} of {len(self.rows)} parts are yours"])
+
+    def _repr_html_(self) -> str:
+        colours = {"yours": "#009E73", "solution": "#56B4E9", "to come": "#999999"}
+        style = "display:inline-block;margin:3px;padding:5px 9px;border-radius:5px;color:#fff;background:"
+        boxes = "".join(
+            f'<span style="{style}{colours[whose]}">{escape(part)}<br><small>{whose}, {escape(cells)}</small></span>'
+            for part, cells, whose in self.rows
+        )
+        own = sum(whose == "yours" for *_, whose in self.rows)
+        return f'<div style="max-width:46rem">{boxes}<p>{own} of {len(self.rows)} parts are yours.</p></div>'
+
+
+def parts(folder: str = FOLDER) -> Parts:
+    """What of the final Vision Transformer is the student's own so far."""
+    cells: dict[str, list[Task]] = {}
+    for task in all_tasks():
+        if task.part:
+            cells.setdefault(task.part, []).append(task)
+    rows = []
+    for part, of in cells.items():
+        own = [_owned(task, folder) for task in of]
+        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "to come"
+        rows.append((part, ", ".join(task.id for task in of), whose))
+    return Parts(rows)
+
+
+def _owned(task, folder):
+    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    if own is None and path.exists():
+        own = _load(path, task)
+    return bool(getattr(own, "own", False)) and not any(faults(task, own))
