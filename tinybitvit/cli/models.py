@@ -30,9 +30,13 @@ def add_model_commands(commands) -> None:
         "metavar": "IMAGE",
         "help": "pictures; they are stretched to the model's image size",
     }
-    add_with_model(predict, "name the class of pictures").add_argument("images", **images)
+    p = add_with_model(predict, "name the class of pictures")
+    p.add_argument("images", **images)
+    engine_help = "what computes: numpy, or onnxruntime, which is faster (default: %(default)s)"
+    p.add_argument("--engine", choices=("numpy", "onnxruntime"), default="numpy", help=engine_help)
 
-    p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    text = "show what a model looks at in pictures, computed by NumPy, as an interactive page or a figure"
+    p = add_with_model(attention, text)
     p.add_argument("images", **images)
     out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
     p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
@@ -78,7 +82,7 @@ def predict(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    model, status = tb.load(args.model), 0
+    model, status = tb.load(args.model, engine=args.engine), 0
     print("image  class  probability", flush=True)
     for path in args.images:
         try:
