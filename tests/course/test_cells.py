@@ -74,7 +74,7 @@ def test_a_notebook_that_runs_by_itself_goes_on(error, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", nobody)
     assert tb.course.predict("accuracy", "%") is None
-    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (nobody was asked)\n"
+    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (asked in a notebook)\n"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,9 @@ def test_what_is_right_is_used_in_place_of_the_solution(capsys):
     book = Notebook()
     book.turn(RIGHT)
     assert "3 of 3 checks passed" in capsys.readouterr().out
+    assert tb.course.check(book.names["unbroadcast"]) is None
+    assert tb.course.check("1.3", book.names["unbroadcast"]) is True
+    capsys.readouterr()
     book.run(SOLUTION)
     assert book.names["unbroadcast"].own and capsys.readouterr().out == ""
     book.turn(GAP)  # written anew: then the solution is needed again
