@@ -301,9 +301,9 @@ def zoo_pages():
     cells = zoo_table()
     parts = [
         heading("The zoo: trained networks that come along"),
-        "``tinybitvit predict NAME IMAGE``, ``tinybitvit attention NAME IMAGE`` and ``tb.load(NAME)`` take them by name;"
-        " nothing is downloaded. ± is half of the 95 % interval for the full test set (Wilson); bytes are those of the"
-        " file.\n",
+        "``tinybitvit predict NAME IMAGE``, ``tinybitvit attention NAME IMAGE`` and ``tb.load(NAME)`` take them by"
+        " name; nothing is downloaded. ± is half of the 95 % interval for the full test set (Wilson); bytes are those"
+        " of the file.\n",
         table(cells[0], cells[1:]),
         heading("Cards", "-"),
     ]

@@ -51,8 +51,8 @@ def card_text(card) -> str:
         "file": f"{card.bytes:,} bytes",
         "accuracy": f"{share} % of {card.tested:,} test images (95 % interval for other images: {low} to {high})",
         "seed": str(card.seed),
-        "made by": card.command,
         "bad at": f"{'; '.join(hard)}. {card.limits}",
     }
-    lines = (textwrap.fill(f"{key:10}{value}", 100, subsequent_indent=" " * 10) for key, value in facts.items())
-    return "\n".join([card.name, *lines])
+    fill = textwrap.TextWrapper(100, subsequent_indent=" " * 10, break_on_hyphens=False).fill
+    lines = [fill(f"{key:10}{value}") for key, value in facts.items()]
+    return "\n".join([card.name, *lines, f"made by   {card.command}"])  # a command is copied: it stays on one line
