@@ -105,7 +105,7 @@ def test_the_picture_has_the_columns_and_the_rounding_of_the_program():
 
 @pytest.mark.slow
 def test_the_picture_shows_what_the_program_does(tmp_path):
-    """`tinybitvit study digits`, run again: bytes but for the text of the seconds, accuracies within their intervals."""
+    """`tinybitvit study digits`, run again: bytes but for the seconds as text, accuracies within their intervals."""
     from tinybitvit import study
 
     results = study.run_study("digits", out=tmp_path)
