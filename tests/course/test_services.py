@@ -11,7 +11,7 @@ import pytest
 from services import classroom50, gradescope
 from test_hostile import ALL, NOTHING, RIGHT, TRICKS, WRONG, cell, graded, notebook
 
-from tinybitvit.course import export, gradebook, perform
+from tinybitvit.course import export, perform
 
 pytest.importorskip("nbgrader")
 
@@ -203,4 +203,4 @@ def test_another_table_is_no_roster(monkeypatch, tmp_path):
 
 def test_names_that_are_formulas_stay_text(monkeypatch, tmp_path):
     rows = canvas(monkeypatch, tmp_path, points={"=1+1": {"ps1": 1.0}})
-    assert rows[2][0] == "'=1+1" and gradebook.FORMULA.search(rows[2][0]) is None
+    assert rows[2][0] == "'=1+1", "an apostrophe says: this is text"
