@@ -236,11 +236,13 @@ def describe(module_name, name):
     return f".. py:data:: {name}\n\n   {text}\n"
 
 
+PAGED = ("tinybitvit.viz.measures", "tinybitvit.models.zoo")  # modules in a package that have a page of their own
+
+
 def module_page(name):
     module = importlib.import_module(name)
     parts = [heading(name), *to_rst(inspect.getdoc(module)), f".. py:module:: {name}\n"]
-    paged = ("tinybitvit.viz.measures",)  # of the modules in a package, those that have a page of their own
-    names = [n for n in members(module) if f"{name}.{n}" in paged or not inspect.ismodule(getattr(module, n))]
+    names = [n for n in members(module) if f"{name}.{n}" in PAGED or not inspect.ismodule(getattr(module, n))]
     parts += [describe(name, member) for member in names]
     if name == "tinybitvit.ops":
         parts.insert(2, "The operations themselves have a page each: :doc:`/ops/index`.\n")
@@ -251,7 +253,8 @@ def api_pages():
     modules, names = public_names()
     names = ["ViT", "load", *(n for n in names if n not in ("ViT", "load"))]  # what most readers look for comes first
     full = [f"tinybitvit.{module}" for module in modules]
-    full.insert(full.index("tinybitvit.viz") + 1, "tinybitvit.viz.measures")
+    for name in PAGED:
+        full.insert(full.index(name.rpartition(".")[0]) + 1, name)
     pages = {f"{name}.rst": module_page(name) for name in full}
     pages["tinybitvit.rst"] = "\n".join(
         [heading("tinybitvit"), *to_rst(inspect.getdoc(tinybitvit)), ".. py:module:: tinybitvit\n"]

@@ -196,7 +196,10 @@ function build() {
   byId("panels").classList.toggle("short", short);
   byId("panels").style.setProperty("--columns", Math.min(4, Math.max(2, models.length))); // one alone is not blown up
   byId("panels").style.setProperty("--narrow", models.length < 4 ? Math.max(2, models.length) : 2);
-  document.body.classList.toggle("framed", window.self !== window.top);
+  if (window.self !== window.top) {
+    document.body.classList.add("framed");
+    new ResizeObserver(() => parent.postMessage({ height: document.body.offsetHeight }, "*")).observe(document.body);
+  }
   if (opened) listenToPictures();
   if (drawn) listenToPad();
   buildControls();
