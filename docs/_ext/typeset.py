@@ -91,7 +91,7 @@ def _piece(tokens, math):
         try:
             tex = Parser([t for t in tokens if t[0] != "space"]).all()
             lead, trail = (" " * (text != text.lstrip())), (" " * (text != text.rstrip()))
-            mathml = latex2mathml.tex2mathml(tex, as_block=False).strip()
+            mathml = " ".join(latex2mathml.tex2mathml(tex, as_block=False).split())  # one line, as markup needs it
             return lead + mathml.replace("<math", '<math displaystyle="true"', 1) + trail
         except (ValueError, MathError):
             pass
