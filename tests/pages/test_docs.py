@@ -76,6 +76,7 @@ TOOLS = {  # the programs that are not ours -> where they are run
     ".ci/run": "it is what runs the tests",
     "cd": "it changes the folder",
     "cp": "it copies a file",
+    "gh": "it needs an account at GitHub",
     "jupyter": "test_tutorials.py runs the notebooks without it",
     "mypy": ".ci/run",
     "pip": ".ci/run installs everything in a fresh environment",

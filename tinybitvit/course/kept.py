@@ -261,7 +261,7 @@ def _bare(node):
 
 LANES = {  # of the final network: the hooks of its parts, in the order in which an image meets them
     "image to tokens": ("patchify", "linear", "add"),
-    "a block": ("layer_norm", "softmax", "multi_head_attention", "gelu"),
+    "a block": ("layer_norm", "softmax", "scaled_dot_product_attention", "multi_head_attention", "gelu"),
     "the loss": ("cross_entropy",),
     "its gradients": ("mul", "matmul", "unbroadcast", "walk"),
     "a step of training": ("adamw",),
