@@ -212,20 +212,21 @@ assert abs(deviation["with"][at64] - 1) < 0.05
 
 # %% [markdown]
 # A product of two independent numbers of variance 1 has variance 1; variances of independent numbers add up; so the
-# score has variance $d$ and deviation $\sqrt d$. The middle picture says what the softmax makes of it, the last one
+# score has variance $d$ and deviation $\sqrt d$. The second picture says what the softmax makes of it, the last one
 # what is left for learning: its slopes $p_i (1 - p_i)$, from the diagonal of the Jacobian.
 
 # %% kind="see"
-fig = new_figure(7, 2.8)
-axes = fig.subplots(1, 3)
+fig = new_figure(4.6, 6.4)
+axes = fig.subplots(3, 1, sharex=True)
 panels = ((deviation, "deviation of scores"), (largest, "largest share, mean"), (slope, "slopes, summed"))
 for ax, (numbers, title) in zip(axes, panels, strict=True):
     for (name, values), marker, color in zip(numbers.items(), "so", (PALETTE[1], PALETTE[0]), strict=True):
         ax.plot(dims, values, marker + "-", color=color, markersize=4, label=f"{name} $1/\\sqrt{{d}}$")
     ax.set_xscale("log", base=2)
-    ax.set(title=title, xlabel="$d$")
+    ax.set_title(title, fontsize=11)
     ax.grid(alpha=0.3)
 axes[0].legend(frameon=False)
+axes[2].set_xlabel("$d$")
 assert slope["without"][-1] < 0.1 < 0.5 < slope["with"][-1]
 fig
 

@@ -22,14 +22,14 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# kind -> (whether Jupyter folds the code, the tags of the cell: those that begin with "hide-" fold it on the site)
-KINDS = {
-    "predict": (False, ["predict"]),
-    "naive": (False, ["naive"]),
-    "your-turn": (False, ["your-turn"]),
-    "solution": (True, ["solution", "hide-input"]),
-    "see": (True, ["see", "hide-input"]),
-    "answer": (True, ["answer", "hide-cell"]),
+# kind -> (the tag that folds it on the site, what the site writes on the fold); Jupyter folds the code of the same
+KINDS: dict[str, tuple[str, str] | None] = {
+    "predict": None,
+    "naive": None,
+    "your-turn": None,
+    "solution": ("hide-input", "The solution"),
+    "see": ("hide-input", "The code of what you see"),
+    "answer": ("hide-cell", "The answer"),
 }
 
 
@@ -40,8 +40,11 @@ def folded(metadata: dict) -> dict:
         return metadata
     if kind not in KINDS:
         raise ValueError(f"a cell's kind is one of {', '.join(KINDS)}, not {kind!r}")
-    hidden, tags = KINDS[kind]
-    return {**metadata, **({"jupyter": {"source_hidden": True}} if hidden else {}), "tags": tags}
+    if KINDS[kind] is None:
+        return {**metadata, "tags": [kind]}
+    fold, label = KINDS[kind]
+    site = {"code_prompt_show": label, "code_prompt_hide": label}
+    return {**metadata, "jupyter": {"source_hidden": True}, "mystnb": site, "tags": [kind, fold]}
 
 
 def notebook(text: str) -> str:

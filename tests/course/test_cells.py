@@ -74,7 +74,7 @@ def test_a_notebook_that_runs_by_itself_goes_on(error, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", nobody)
     assert tb.course.predict("accuracy", "%") is None
-    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (nobody was asked)\n"
+    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (asked in a notebook)\n"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,9 @@ def test_what_is_right_is_used_in_place_of_the_solution(capsys):
     book = Notebook()
     book.turn(RIGHT)
     assert "3 of 3 checks passed" in capsys.readouterr().out
+    assert tb.course.check(book.names["unbroadcast"]) is None
+    assert tb.course.check("1.3", book.names["unbroadcast"]) is True
+    capsys.readouterr()
     book.run(SOLUTION)
     assert book.names["unbroadcast"].own and capsys.readouterr().out == ""
     book.turn(GAP)  # written anew: then the solution is needed again
@@ -200,16 +203,17 @@ def test_a_file_that_differs_is_not_lost(tmp_path, capsys):
 def test_numpy_and_other_pieces_are_imported(tmp_path):
     book = Notebook()
     book.turn(RIGHT)
-    book.run("LIMIT = 3\nfrom math import prod as product")
+    book.run("LIMIT = 3\nlocal = 4\nfrom math import prod as product")
     book.run(
-        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n    assert product(a.shape) > -LIMIT\n"
+        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n"
+        "    local = product(a.shape)\n    assert local > -LIMIT\n"
         "    da = np.matmul(g, b.swapaxes(-1, -2))\n    return unbroadcast(da, a.shape), a.swapaxes(-1, -2) @ g\n"
     )
     book.run("tb.course.keep(unbroadcast, matmul_backward)")
     text = (tmp_path / "my" / "matmul_backward.py").read_text()
     for line in ("import numpy as np", "from .unbroadcast import unbroadcast", "from math import prod as product"):
         assert f"{line}\n" in text
-    assert "LIMIT = 3\n" in text
+    assert "LIMIT = 3\n" in text and "local = 4" not in text
     cells.pieces.clear()
     assert all(one.own for one in tb.course.mine("matmul_backward", "unbroadcast"))
 

@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from ..train import undertrained
+from ..viz.page import page_file, page_mark
 
 Results = dict[str, Any]  # the content of results.json; see `tinybitvit.study`
 
@@ -61,8 +62,8 @@ def rows(results: Results) -> list[list[str]]:
     """A row of texts for every entry of the summary, in the order of `columns`; scores in per cent."""
     return [
         [
-            entry_name(entry, results) + "*" * entry["interrupted"] + "†" * bool(too_short(entry, results)),
-            in_per_cent(entry["accuracy"]),
+            entry_name(entry, results) + "*" * entry["interrupted"],
+            in_per_cent(entry["accuracy"]) + " †" * bool(too_short(entry, results)),
             *([in_per_cent(entry["gap"]) if entry["gap"] else ""] if "gap" in columns(results) else []),
             *(in_per_cent(entry[score]) for score in ("precision", "recall", "f1")),
             f"{entry['parameters']:,}",
@@ -226,6 +227,8 @@ def page(results: Results, pictures: Mapping[str, tuple[Mapping[str, bytes], str
     }
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.substitute(
+        theme=page_file("theme.css"),
+        mark=page_mark(),
         title=html.escape(f"Low-bit Vision Transformers on {results['dataset']}"),
         table=f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
         findings="".join(f"<li>{html.escape(text)}</li>" for text in findings(results)),

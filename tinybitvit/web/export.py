@@ -65,7 +65,8 @@ def to_html(
     parts = {
         "title": html.escape(heading),
         "caveat": html.escape(CAVEAT),
-        "css": attention_page.page_file("page.css") + _file("page.css"),
+        "css": attention_page.page_file("theme.css") + attention_page.page_file("page.css") + _file("page.css"),
+        "mark": attention_page.page_mark(),
         "js": "".join(map(_file, SCRIPTS)),
         "data": attention_page.page_json(data),
     }
