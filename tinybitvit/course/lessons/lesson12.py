@@ -17,9 +17,8 @@ size = Task("12.1", "low_bit_bytes")
 def size_codes(answer):
     rule_out(answer, {"shapes": [(2, 11)], "n": 5}, (5, 16), "each row begins a new byte: round up row by row")
     for shapes, n in (([(2, 11)], 5), ([(2, 10)], 5), ([(3, 8), (4, 9)], 8)):
-        rows = sum(row for row, _ in shapes)
         codes = sum(row * -(-K // n) for row, K in shapes)
-        expect(answer, {"shapes": shapes, "n": n}, (codes, 8 * rows), ("the codes", "the rest"))
+        expect(lambda shapes, n: answer(shapes, n)[0], {"shapes": shapes, "n": n}, codes)
 
 
 @size.check("the rest", "each row has a scale and a bias, both float32: how many bytes is that?")
