@@ -111,7 +111,7 @@ function drawModel(model) {
   model.sizeLine.replaceChildren(element("strong", {}, `${size.bytes.toLocaleString("en")} bytes`),
     ` ${size.effective_bits.toFixed(2)} bits a weight${model.bits === 32 ? "" : " with all that stays in 32 bits"}`
     + `${ms === undefined ? "" : `, ${ms.toFixed(1)} ms an image`}.`);
-  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), ` ${sure(model)}`] : []));
+  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), " ", element("span", {}, sure(model))] : []));
   if (state.image) drawMap(model);
   else drawImage(model.canvas, null);
   const order = model.classes.map((_, i) => i);
