@@ -34,14 +34,16 @@ FAMILIES = {
 def write(folder, pages):
     """Write {name: text} into a folder of docs/, and remove what else lies there. An equal file keeps its time."""
     folder = DOCS / folder
-    folder.mkdir(exist_ok=True)
     for name, text in pages.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
     for path in folder.iterdir():
-        if path.name not in pages:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+        if path.is_file() and path.name not in pages:
+            path.unlink()
+        elif path.is_dir() and not any(name.startswith(f"{path.name}/") for name in pages):
+            shutil.rmtree(path)
 
 
 def heading(text, line="="):
@@ -274,14 +276,16 @@ def api_pages():
 
 
 def tutorial_pages():
-    """The notebooks of tutorials/, as they are, below the README of that folder."""
+    """The notebooks of tutorials/ and of its solutions, as they are, below the README of that folder."""
     folder = ROOT / "tutorials"
     notebooks = sorted(folder.glob("[0-9]*.ipynb"))
-    names = "".join(f"{path.stem}\n" for path in notebooks)
+    solved = {f"solutions/{path.name}": path for path in sorted(folder.glob("solutions/[0-9]*.ipynb"))}
+    names = "".join(f"{path.stem}\n" for path in notebooks) + "".join(f"{name[:-6]}\n" for name in solved)
     text = (folder / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"`(\d\d_\w+)` \|", lambda m: f"[{m[1]}]({m[1]}.ipynb) |" if m[1] in names.split() else m[0], text)
     index = f"{text}\n```{{toctree}}\n:hidden:\n\n{names}```\n"
-    return {**{path.name: path.read_text(encoding="utf-8") for path in notebooks}, "index.md": index}
+    pages = {path.name: path for path in notebooks} | solved
+    return {**{name: path.read_text(encoding="utf-8") for name, path in pages.items()}, "index.md": index}
 
 
 def generate(app=None):

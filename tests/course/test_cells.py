@@ -74,7 +74,7 @@ def test_a_notebook_that_runs_by_itself_goes_on(error, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", nobody)
     assert tb.course.predict("accuracy", "%") is None
-    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (nobody was asked)\n"
+    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (asked in a notebook)\n"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,9 @@ def test_what_is_right_is_used_in_place_of_the_solution(capsys):
     book = Notebook()
     book.turn(RIGHT)
     assert "3 of 3 checks passed" in capsys.readouterr().out
+    assert tb.course.check(book.names["unbroadcast"]) is None
+    assert tb.course.check("1.3", book.names["unbroadcast"]) is True
+    capsys.readouterr()
     book.run(SOLUTION)
     assert book.names["unbroadcast"].own and capsys.readouterr().out == ""
     book.turn(GAP)  # written anew: then the solution is needed again
@@ -174,6 +177,11 @@ def test_what_is_kept_is_there_in_the_next_lesson(tmp_path, capsys):
     found = tb.course.mine("unbroadcast")
     assert found.own and found.__module__.startswith("_my")
     assert capsys.readouterr().out == "yours, from my/: unbroadcast\n"
+    everything = tb.course.everything()
+    assert everything["unbroadcast"].own and everything["mul"][0] is None and not hasattr(everything["walk"], "own")
+    out = capsys.readouterr().out
+    assert "yours, from my/: unbroadcast" in out
+    assert "the solutions are used for what is not in my/: 1.1 mul_backward, 1.2 backward, " in out
     row = next(row for row in tb.course.parts().rows if row[1] == "1.3")
     assert row[2] == "yours" and "yours" in repr(tb.course.parts()) and "yours, 1.3" in tb.course.parts()._repr_html_()
 
@@ -214,7 +222,7 @@ def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):
     book.turn(GAP)
     book.run(SOLUTION)
     book.run("tb.course.keep(unbroadcast)")
-    assert "not yours yet, so there is nothing to keep" in capsys.readouterr().out and not (tmp_path / "my").exists()
+    assert "not yours yet, so not kept: 1.3 unbroadcast\n" in capsys.readouterr().out and not (tmp_path / "my").exists()
     assert [row[2] for row in tb.course.parts().rows if row[1] == "1.3"] == ["solution"]
 
 

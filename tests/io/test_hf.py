@@ -59,7 +59,9 @@ def test_transformers_reads_the_same_layers(bitnet, tmp_path, rng, bits, granula
         own = {n.removeprefix(f"{name}."): torch.from_numpy(a) for n, a in arrays.items() if n.startswith(f"{name}.")}
         theirs.load_state_dict(own)
         x = rng.standard_normal((3, 5, layer.in_features)).astype("float32")
-        with tb.no_grad(), torch.no_grad():
+        # As in training, with the norm in front of the quantiser: without a graph its root goes into the step, and a
+        # code between two numbers may tip.
+        with torch.no_grad():
             np.testing.assert_allclose(layer(tb.Tensor(x)).data, theirs(torch.from_numpy(x)).numpy(), atol=1e-5)
 
 

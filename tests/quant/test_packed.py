@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tinybitvit as tb
+from tinybitvit.ops.norm import inverse_root, mean_product
 from tinybitvit.quant import BitLinear, PackedLinear, describe, integer, packed
 from tinybitvit.train import Trainer
 
@@ -40,12 +41,13 @@ def forward(layer, x):
 
 def integer_forward(layer, x):
     """y = s_x s_w (c Q^T) + b of a BitLinear with whole numbers from beginning to end, in int64."""
-    if layer.norm is not None:
-        x = forward(layer.norm, x)
     q, scale = layer.codes()
     if layer.activation_bits is None:
+        x = x if layer.norm is None else forward(layer.norm, x)
         return (x.astype("float64") @ q.astype("float64").T * scale[:, 0] + layer.bias.data).astype("float32")
-    codes, step = layer.input_codes(x)
+    codes, step = layer.input_codes(x if layer.norm is None else x * layer.norm.weight.data)
+    if layer.norm is not None:
+        step = step * inverse_root(np, mean_product(np, x, x), layer.norm.eps)
     y = (codes.astype("int64") @ q.astype("int64").T).astype("float32")
     y *= step
     y *= scale[:, 0]
@@ -97,6 +99,34 @@ def test_activations_may_stay_floats(rng, bits, norm):
     assert y.shape == (2, 5, 11)
     np.testing.assert_allclose(y, forward(layer, x), rtol=0, atol=1e-5)
     np.testing.assert_allclose(y, integer_forward(layer, x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4, 1])
+def test_the_root_of_the_norm_cancels_in_the_codes(rng, activation_bits):
+    """So a power of 2 in front of the norm changes no bit of them, and what is behind it is as training has it."""
+    layer = make_layer(rng, 96, 8, activation_bits=activation_bits, norm=True)
+    x = rng.standard_normal((200, 96)).astype("float32")
+    codes, step = (a.copy() for a in integer.input_codes(np, x, activation_bits, layer.norm))
+    for factor in (2.0**-5, 2.0**20):
+        assert np.array_equal(integer.input_codes(np, x * np.float32(factor), activation_bits, layer.norm)[0], codes)
+    trained, trained_step = layer.input_codes(forward(layer.norm, x))
+    assert np.abs(trained - codes).max() <= 1
+    assert (trained != codes).mean() < 1e-4
+    np.testing.assert_allclose(step, trained_step, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4, 1])
+@pytest.mark.parametrize("size", [0, 1e-12, 1e-8, 1e-6, 1e-3, 1e10])
+def test_tokens_of_any_size_are_quantised_as_in_training(rng, activation_bits, size):
+    """Also those that the smallest steps of the quantiser, or the eps of the norm, do more to than their own size."""
+    layer = make_layer(rng, 96, 8, activation_bits=activation_bits, norm=True)
+    x = (size * rng.standard_normal((5, 96))).astype("float32")
+    codes, step = integer.input_codes(np, x, activation_bits, layer.norm)
+    trained, trained_step = layer.input_codes(forward(layer.norm, x))
+    assert np.isfinite(codes).all() and (step > 0).all()
+    assert np.abs(trained - codes).max() <= (activation_bits > 1)
+    np.testing.assert_allclose(codes * step, trained * trained_step, rtol=0, atol=1.01 * trained_step.max())
+    np.testing.assert_allclose(step, trained_step, rtol=1e-5)
 
 
 def test_layer_without_a_bias(rng):

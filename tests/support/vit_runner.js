@@ -30,16 +30,16 @@ const tasks = {
     layers.reduce((start, size, i) => { starts[i] = start; return start + size * all.length; }, 0);
     const { input_codes: quantise, accumulate: multiply } = globalThis;
     let image, layer, counts;
-    globalThis.input_codes = (x, K, bits) => {
-      const own = quantise(x, K, bits);
+    globalThis.input_codes = (x, K, bits, norm) => {
+      const own = quantise(x, K, bits, norm), v = norm ? x.map((value, i) => value * norm.weight[i % K]) : x;
       counts = own.step !== null;
       if (!counts) return own;
       const start = starts[layer] + image * layers[layer], theirs = expected.subarray(start, start + layers[layer]);
       if (theirs.length !== own.codes.length) throw new Error(`${own.codes.length} codes, NumPy has ${theirs.length}`);
       own.codes.forEach((code, i) => {
         if (code === theirs[i]) return;
-        const t = Math.floor(i / K), size = x.subarray(t * K, (t + 1) * K).reduce((a, v) => Math.max(a, Math.abs(v)), 1e-5);
-        ties.push(Math.abs((x[i] * (bits === 1 ? 1 : 2 ** (bits - 1) - 1)) / size - (code + theirs[i]) / 2));
+        const t = Math.floor(i / K), size = v.subarray(t * K, (t + 1) * K).reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
+        ties.push(Math.abs((v[i] * (bits === 1 ? 1 : 2 ** (bits - 1) - 1)) / size - (code + theirs[i]) / 2));
       });
       layer++;
       return { codes: Float32Array.from(theirs), step: own.step };

@@ -24,11 +24,13 @@ def keep(*written: Any, folder: str = FOLDER) -> None:
     is there already and differs stays beside it as `<name>.py.bak` (`.bak2`, ...). The solution is not written: nothing
     of it is yours.
     """
+    tasks_of = {_task(getattr(one, "piece", ""), one).id: one for one in written}
+    if others := [f"{piece} {one.__name__}" for piece, one in tasks_of.items() if not getattr(one, "own", False)]:
+        print(f"not yours yet, so not kept: {', '.join(others)}")
     for one in written:
-        task = _task(getattr(one, "piece", ""), one)
         if not getattr(one, "own", False):
-            print(f"{task.id} {task.name}: not yours yet, so there is nothing to keep")
             continue
+        task = _task(one.piece, one)
         path = Path(folder) / f"{task.name}.py"
         text = f'"""{task.name}, cell {task.id} of the lessons."""\n\n{_self_contained(one)}'
         note = ""
@@ -110,19 +112,19 @@ def mine(*names: str, folder: str = FOLDER) -> Any:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no lesson has a cell for {unknown[0]!r}; there are {', '.join(known)}")
     found = [_piece(known[name], folder) for name in names]
-    yours = [name for name, one in zip(names, found, strict=True) if getattr(one, "own", False)]
-    if yours:
-        print(f"yours, from {folder}/: {', '.join(yours)}")
+    _tell(found, folder)
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def everything(folder: str = FOLDER) -> dict[str, Any]:
     """All that the lessons put into the library, for `use(**everything())`: the student's own, else the solutions."""
     found: dict[str, Any] = {}
+    pieces_of = {task.id: _piece(task, folder) for task in all_tasks() if task.hook}
+    _tell(pieces_of.values(), folder)
     for task in all_tasks():
         if task.hook:
             hook, _, half = task.hook.partition(".")
-            one = _piece(task, folder)
+            one = pieces_of[task.id]
             pair = found.get(hook, (None, None))
             found[hook] = one if not half else (one, pair[1]) if half == "forward" else (pair[0], one)
     return found
@@ -146,9 +148,20 @@ def _piece(task, folder):
     if not getattr(own, "own", False):
         own = _load(path, task) if path.exists() else None
     if own is None:
-        print(f"{task.id} {task.name}: not kept; the solution is used")
-        return solved(task)
+        found = solved(task)
+        found.missing = True
+        return found
     return better(own, lambda: solved(task), task.id)
+
+
+def _tell(found, folder):
+    """Which of some pieces are the student's, and which are not there."""
+    yours = [one.__name__ for one in found if getattr(one, "own", False)]
+    missing = [f"{one.piece} {one.__name__}" for one in found if getattr(one, "missing", False)]
+    if yours:
+        print(f"yours, from {folder}/: {', '.join(yours)}")
+    if missing:
+        print(f"the solutions are used for what is not in {folder}/: {', '.join(missing)}")
 
 
 def _load(path, task):

@@ -107,15 +107,15 @@ def magnitude(xp: Any, w: Array, granularity: str, scale: str) -> Array:
 
 
 def binary_codes(
-    xp: Any, w: Array, granularity: str = "row", scale: str = "absmean", centre: bool = True
+    xp: Any, w: Array, granularity: str = "row", scale: str = "absmean", centre: bool = True, eps: float = EPS
 ) -> tuple[Array, Array, Array]:
     """Codes b = +1 where w >= mu else -1, their scale beta, and u = w - mu; sign(0) is +1, never a third value.
 
     mu = mean w. Per tensor beta = mean |w| (BitNet, Wang et al. 2023, arXiv 2310.11453, equations 1-3); per row
-    beta = mean |w - mu|, the least-squares scale of sign(w - mu). Without `centre` mu = 0.
+    beta = mean |w - mu|, the least-squares scale of sign(w - mu). Without `centre` mu = 0. eps: the smallest beta.
     """
     u = w - mean(xp, w, granularity) if centre else w
-    beta = xp.maximum(magnitude(xp, w if granularity == "tensor" else u, granularity, scale), EPS)
+    beta = xp.maximum(magnitude(xp, w if granularity == "tensor" else u, granularity, scale), eps)
     codes = xp.copysign(w.dtype.type(1), u + 0)  # + 0 makes -0.0 a plain 0; much faster than where(u >= 0, 1, -1)
     return codes, beta, u
 
@@ -167,8 +167,8 @@ def nbit_codes(xp: Any, w: Array, bits: int, granularity: str = "row", scale: st
     return xp.clip(codes, -top - 1, top), step
 
 
-def absmax_codes(xp: Any, x: Array, bits: int, out: Array | None = None) -> tuple[Array, Array]:
-    """Codes round(x s), s = top / max(max |x|, 1e-5) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
+def absmax_codes(xp: Any, x: Array, bits: int, out: Array | None = None, eps: float = EPS) -> tuple[Array, Array]:
+    """Codes round(x s), s = top / max(max |x|, eps) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
     out: array for the codes, which may be x.
@@ -177,7 +177,7 @@ def absmax_codes(xp: Any, x: Array, bits: int, out: Array | None = None) -> tupl
     size = xp.abs(x)
     # Floats that are not negative order as their bits do, and a row maximum of integers takes half the time.
     size = size.view(f"int{8 * x.itemsize}").max(axis=-1, keepdims=True).view(x.dtype)
-    size = xp.maximum(size, x.dtype.type(EPS))
+    size = xp.maximum(size, x.dtype.type(eps))
     codes = xp.multiply(x, top / size, out=out)
     return xp.rint(codes, out=codes), size / top
 

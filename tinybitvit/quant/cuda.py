@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import backend
 from ..backend import Array
 from ..ops.norm import inverse_root, mean_product
-from .integer import input_codes
+from .integer import input_codes, smallest_size
 from .pack import packed_shape
 
 # Up to so many tokens each warp computes one output of one token; above, tiles share what they read. An estimate: at 8
@@ -78,18 +78,19 @@ def packed_linear(
 
 
 def quantize(xp, x: Array, activation_bits: int, norm=None) -> tuple[Array, Array]:
-    """Codes of norm(x), x (T, K), four to a uint32 word, and their step (T, 1): `ste.absmax_codes` in one pass."""
+    """Codes of norm(x), x (T, K), four to a uint32 word, and their step (T, 1): `integer.input_codes` in one pass."""
     T, K = x.shape
     depth = constants()["CODE_DEPTH"]
     width = depth * -(-K // (4 * depth))
     words, step = xp.empty((T, width), "uint32"), xp.empty((T, 1), "float32")
-    sizes = xp.int32(K), xp.int32(width), xp.float32(2 ** (activation_bits - 1) - 1)
+    top, smallest = xp.float32(2 ** (activation_bits - 1) - 1), xp.float32(smallest_size(norm))
+    sizes = xp.int32(K), xp.int32(width), top, smallest
     if norm is None:
         _launch(xp, "quantize", (T,), "ROW_THREADS", x, words, step, *sizes)
     else:
-        inverse = inverse_root(xp, mean_product(xp, x, x), norm.eps)
         weight = xp.ascontiguousarray(norm.weight.data)
-        _launch(xp, "norm_quantize", (T,), "ROW_THREADS", x, inverse, weight, words, step, *sizes)
+        _launch(xp, "norm_quantize", (T,), "ROW_THREADS", x, weight, words, step, *sizes)
+        step *= inverse_root(xp, mean_product(xp, x, x), norm.eps)
     return words, step
 
 

@@ -3,6 +3,24 @@
 y = s_x s_w (c Q^T) + b with the integer codes c of the input, one step s_x a token, and Q of the weight, one scale
 s_w a row. The codes are kept in floats, because NumPy multiplies integer matrices without BLAS; the sum c Q^T of
 whole numbers has no rounding error there, so it does not depend on layout, tiles, blocks or threads.
+
+A norm in front of the quantiser, RMSNorm(x) = x w / r with r = sqrt(mean x^2 + eps), divides a token by one number.
+The largest magnitude of the token is divided by it, too, so r cancels in the codes and is left in the step:
+
+    v = x w                                          v = x without a norm
+    size = max(max |v|, smallest)                    smallest = 1e-5, with a norm 1e-5 sqrt(eps)
+    c = rint(v (top / size))                         top = 127 at 8 bits, 7 at 4 bits; half to even
+    s_x = (size / top) (1 / r)                       s_x = size / top without a norm
+    y = ((c Q^T) s_x) s_w + b
+
+Every operation is rounded to the dtype of x, in the order of the brackets: top / size and 1 / r are numbers of their
+own. Only r hangs on the order of a sum (of the squares of x), so another runtime that follows these lines gets c and
+c Q^T to the bit and s_x to the last places. `smallest` is what 1e-5 behind the norm is in front of it where a token is
+small beside eps (r = sqrt(eps)); a token of zeros gets the codes 0 and the step 1e-5 / top, with a norm and without.
+
+At 1 bit c = +1 where v >= 0, else -1, and s_x = max(mean |v|, smallest) (1 / r). Inputs that are not quantised are
+normalised as `ops.norm.RMSNorm` does it. Training, which has to differentiate the norm, quantises its output instead:
+the same formula with another rounding, so that about one code in a million is one step off.
 """
 
 import math
@@ -12,7 +30,7 @@ from itertools import pairwise
 from .. import backend
 from ..backend import Array
 from ..ops.norm import inverse_root, mean_product
-from ..ops.ste import absmax_codes, binary_codes
+from ..ops.ste import EPS, absmax_codes, binary_codes
 
 # Rows of activations that go through one matrix product; numbers that stay in a core's cache from pass to pass.
 ROWS, BLOCK = 4096, 2**18
@@ -58,7 +76,7 @@ def integer_linear(
 
 
 def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[Array, Array | None]:
-    """Integer codes of norm(x), x (T, K), as floats, and their step (T, 1): what `BitLinear.input_codes` gives.
+    """Integer codes of norm(x), x (T, K), as floats, and their step (T, 1), by the formulas above.
 
     Without activation_bits norm(x) itself, and None. The codes lie in memory that the next call of this thread reuses.
     """
@@ -66,15 +84,26 @@ def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[A
         return x, None
     codes = scratch.array(xp, "codes", x.shape, x.dtype)
     step: Array = None if activation_bits is None else xp.empty((len(x), 1), x.dtype)
+    eps = smallest_size(norm)
     for part in even_slices(len(x), BLOCK // max(1, x.shape[1])):
         block, out = x[part], codes[part]
         if norm is not None:
-            block = rms_norm_into(xp, block, norm.weight.data, norm.eps, out)
+            inverse = inverse_root(xp, mean_product(xp, block, block), norm.eps)
+            if step is None:
+                block = xp.multiply(block, inverse, out=out)
+            block = xp.multiply(block, norm.weight.data, out=out)
         if activation_bits == 1:
-            out[...], step[part], _ = binary_codes(xp, block, centre=False)
+            out[...], step[part], _ = binary_codes(xp, block, centre=False, eps=eps)
         elif activation_bits is not None:
-            step[part] = absmax_codes(xp, block, activation_bits, out)[1]
+            step[part] = absmax_codes(xp, block, activation_bits, out, eps)[1]
+        if norm is not None and step is not None:
+            step[part] *= inverse
     return codes, step
+
+
+def smallest_size(norm) -> float:
+    """The least largest (or mean) magnitude that a token counts with, in front of a norm (None: of the quantiser)."""
+    return EPS if norm is None else EPS * math.sqrt(norm.eps)
 
 
 def rescale(y: Array, step: Array | None, scale: Array, bias: Array | None) -> None:
@@ -121,10 +150,3 @@ def even_slices(n: int, size: int) -> list[slice]:
     count = -(-n // max(1, size))
     edges = [n * i // count for i in range(count + 1)] if count else []
     return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def rms_norm_into(xp, x: Array, weight: Array, eps: float, out: Array) -> Array:
-    """`ops.norm.RMSNorm` of x (T, K), operation for operation, in `out`."""
-    xp.multiply(x, inverse_root(xp, mean_product(xp, x, x), eps), out=out)
-    out *= weight
-    return out

@@ -239,18 +239,17 @@ extern "C" __global__ void __launch_bounds__(GEMV_THREADS) gemv_xnor(PRODUCT_PAR
 }
 
 // --- quantize: floats to int8 codes, a block a token ----------------------------------------------------------------
-// codes = round(v s), s = top / max(max |v|, 1e-5), step = max |v| / top, as `ste.absmax_codes`, rounding half to even;
-// v = x, or x times the inverse root of an RMSNorm times its weight: two roundings, as there.
+// codes = round(v s), s = top / size, step = size / top, size = max(max |v|, smallest), as `ste.absmax_codes`, rounding
+// half to even; v = x, or x times the weight of an RMSNorm, whose root cancels in the codes (see integer.py).
 
 struct Plain {
     const float* x;
     __device__ float operator()(int k) const { return x[k]; }
 };
 
-struct Normed {
+struct Weighted {
     const float *x, *weight;
-    float inverse;
-    __device__ float operator()(int k) const { return __fmul_rn(__fmul_rn(x[k], inverse), weight[k]); }
+    __device__ float operator()(int k) const { return __fmul_rn(x[k], weight[k]); }
 };
 
 // The largest |v| of the row, in every thread. Floats that are not negative order as their bits do, and comparing the
@@ -270,9 +269,9 @@ __device__ float largest(Values value, int* of_warp, int K) {
 // NaN, as they are in NumPy, although an int8 cannot be NaN.
 template <class Values>
 __device__ void quantize_row(Values value, int* of_warp, signed char* codes, float* step, int K, int padded,
-                             float top) {
+                             float top, float smallest) {
     float size = largest(value, of_warp, K);
-    if (size < 1e-5f) size = 1e-5f;  // false for NaN
+    if (size < smallest) size = smallest;  // false for NaN
     const float s = __fdiv_rn(top, size);
     for (int k = threadIdx.x; k < padded; k += ROW_THREADS)
         codes[k] = k < K ? (signed char)__float2int_rn(__fmul_rn(value(k), s)) : 0;
@@ -280,20 +279,20 @@ __device__ void quantize_row(Values value, int* of_warp, signed char* codes, flo
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-    quantize(const float* x, word* codes, float* step, int K, int words, float top) {
+    quantize(const float* x, word* codes, float* step, int K, int words, float top, float smallest) {
     __shared__ int of_warp[ROW_THREADS / WARP];
     const size_t token = blockIdx.x;
     Plain value = {x + token * K};
-    quantize_row(value, of_warp, (signed char*)(codes + token * words), step + token, K, 4 * words, top);
+    quantize_row(value, of_warp, (signed char*)(codes + token * words), step + token, K, 4 * words, top, smallest);
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-    norm_quantize(const float* x, const float* inverse, const float* weight, word* codes, float* step, int K, int words,
-                  float top) {
+    norm_quantize(const float* x, const float* weight, word* codes, float* step, int K, int words, float top,
+                  float smallest) {
     __shared__ int of_warp[ROW_THREADS / WARP];
     const size_t token = blockIdx.x;
-    Normed value = {x + token * K, weight, inverse[token]};
-    quantize_row(value, of_warp, (signed char*)(codes + token * words), step + token, K, 4 * words, top);
+    Weighted value = {x + token * K, weight};
+    quantize_row(value, of_warp, (signed char*)(codes + token * words), step + token, K, 4 * words, top, smallest);
 }
 
 // --- pack_signs: floats to sign bits, a block a token ---------------------------------------------------------------

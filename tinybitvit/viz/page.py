@@ -66,7 +66,8 @@ def render(
     parts = {
         "title": html.escape(_title(records)),
         "caveat": html.escape(CAVEAT),
-        "css": page_file("page.css"),
+        "css": page_file("theme.css") + page_file("page.css"),
+        "mark": page_mark(),
         "js": page_file("maps.js") + page_file("page.js"),
         "data": page_json(_data(source, chosen, count, note)),
     }
@@ -223,6 +224,11 @@ def page_base64(a: np.ndarray) -> str:
 def page_json(data: Any) -> str:
     # The text stands inside <script>: without any "<" no class name can end that element.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def page_mark() -> str:
+    """The mark for the header of a page, as an element of HTML, which needs no namespace."""
+    return page_file("mark.svg").replace(' xmlns="http://www.w3.org/2000/svg"', "").strip()
 
 
 @cache

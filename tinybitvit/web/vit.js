@@ -6,7 +6,7 @@
 // NumPy computes in float32, JavaScript in float64. A code is a rounded number, so where an operation in front of a
 // quantiser rounds in NumPy, it rounds here, by Math.fround or by storing into a Float32Array.
 
-const f32 = Math.fround;
+const f32 = Math.fround, EPS = 1e-5;
 
 // --- quant/pack.py ----------------------------------------------------------------------------------------------------
 
@@ -46,11 +46,11 @@ function rint(v) {
   return rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
 }
 
-/** Codes round(x s) with s = top / max(max |x|, 1e-5) per token, and the step 1 / s. */
-function absmax_codes(x, K, bits) {
+/** Codes round(x s) with s = top / max(max |x|, eps) per token, and the step 1 / s. */
+function absmax_codes(x, K, bits, eps = EPS) {
   const top = 2 ** (bits - 1) - 1, codes = new Float32Array(x.length), step = new Float32Array(x.length / K);
   for (let t = 0; t < step.length; t++) {
-    let size = f32(1e-5);
+    let size = f32(eps);
     for (let k = t * K; k < (t + 1) * K; k++) size = Math.max(size, Math.abs(x[k]));
     const s = f32(top / size);
     for (let k = t * K; k < (t + 1) * K; k++) codes[k] = rint(f32(x[k] * s));
@@ -60,20 +60,24 @@ function absmax_codes(x, K, bits) {
 }
 
 /** Codes b = +1 where x >= 0 else -1, and beta = mean |x| per token. */
-function binary_codes(x, K) {
+function binary_codes(x, K, eps = EPS) {
   const codes = x.map((v) => (v >= 0 ? 1 : -1)), step = new Float32Array(x.length / K);
   for (let t = 0; t < step.length; t++) {
     let sum = 0;
     for (let k = t * K; k < (t + 1) * K; k++) sum += Math.abs(x[k]);
-    step[t] = Math.max(sum / K, 1e-5);
+    step[t] = Math.max(sum / K, eps);
   }
   return { codes, step };
 }
 
-/** The integer codes of x (T, K) and their step (T,); without activation_bits x itself. */
-function input_codes(x, K, activation_bits) {
-  if (activation_bits === null) return { codes: x, step: null };
-  return activation_bits === 1 ? binary_codes(x, K) : absmax_codes(x, K, activation_bits);
+/** The integer codes of norm(x), x (T, K), and their step (T,); without activation_bits norm(x) itself. The root of the
+    norm cancels in the codes and is left in the step. */
+function input_codes(x, K, activation_bits, norm = null) {
+  if (activation_bits === null) return { codes: norm ? rms_norm(x, norm.weight, norm.eps) : x, step: null };
+  const v = norm ? x.map((value, i) => value * norm.weight[i % K]) : x, eps = norm ? EPS * Math.sqrt(norm.eps) : EPS;
+  const { codes, step } = activation_bits === 1 ? binary_codes(v, K, eps) : absmax_codes(v, K, activation_bits, eps);
+  if (norm) step.forEach((s, t) => { step[t] = s * inverse_root(x.subarray(t * K, (t + 1) * K), norm.eps); });
+  return { codes, step };
 }
 
 /** x w^T for rows x (T, K) and w (out, K): sums (T, out) in float64, where sums of whole numbers have no rounding error.
@@ -216,8 +220,8 @@ function multi_head_attention(qkv, T, heads) {
 function linear(x, name, { state, config }) {
   const packed = state[`${name}.packed`], norm = state[`${name}.norm.weight`], bias = state[`${name}.bias`];
   const { data, shape: [, K] } = packed ?? state[`${name}.weight`];
-  if (norm) x = rms_norm(x, norm.data, config.sub_norm_eps);
-  const { codes, step } = input_codes(x, K, packed ? config.activation_bits : null);
+  const { codes, step } = input_codes(x, K, packed ? config.activation_bits : null,
+    norm && { weight: norm.data, eps: config.sub_norm_eps });
   return rescale(accumulate(codes, data, K), step, state[`${name}.scale`]?.data ?? [1], bias.data);
 }
 

@@ -79,8 +79,8 @@ print("to store the mean: 4 bytes a row, and a second sum: (mean + beta b) x = m
 # Hint: in the long run the latent weight stays where it is. How much does it fall at $b = +1$, and rise at $b = -1$?
 #
 # At $+1$ it falls by $2 \eta (1 - t)$, at $-1$ it rises by $2 \eta (1 + t)$. With the share $p$ of $+1$ the two cancel:
-        f"t = {target:4}: +1 in {shares[0]:.1%} and {shares[1]:.1%}; (1 + t) / 2 is {(1 + target) / 2:.1%}"
-# a smaller one makes the swings of $w$ smaller, not rarer. It only takes longer to come to 0.
+# $p (1 - t) = (1 - p) (1 + t)$, so $p = (1 + t) / 2$, and the mean of $b$ is $p - (1 - p) = t$. The rate cancels: a
+# smaller $\eta$ makes the swings of $w$ smaller, not rarer. It only takes longer to come to 0.
 
 
 # %% kind="solution"
