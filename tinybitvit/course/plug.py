@@ -5,6 +5,7 @@ an operation is looked up in its table, and a function is exchanged in every mod
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -138,9 +139,9 @@ def _walk(own, mine):
 
 
 def _binary(own, mine):
-    def binary_codes(xp, w, granularity="row", scale="absmean", centre=True):
-        if (granularity, scale, centre) != ("row", "absmean", True):
-            return own(xp, w, granularity, scale, centre)
+    def binary_codes(xp, w, granularity="row", scale="absmean", centre=True, eps=ste.EPS):
+        if (granularity, scale, centre, eps) != ("row", "absmean", True, ste.EPS):
+            return own(xp, w, granularity, scale, centre, eps)
         codes, beta = mine(w)
         return codes.astype(w.dtype), beta.astype(w.dtype), w - ste.mean(xp, w, granularity)
 
@@ -158,14 +159,16 @@ def _ternary(own, mine):
 
 
 def _absmax(own, mine):
-    def absmax_codes(xp, x, bits, out=None):
+    def absmax_codes(xp, x, bits, out=None, eps=ste.EPS):
         if bits != 8:
-            return own(xp, x, bits, out)
-        codes, step = mine(x)
+            return own(xp, x, bits, out, eps)
+        unit = x.dtype.type(2.0 ** math.floor(math.log2(eps / ste.EPS)))  # in which the student's floor is eps
+        codes, step = mine(x / unit)
+        step = (step * unit).astype(x.dtype)
         if out is None:
-            return codes.astype(x.dtype), step.astype(x.dtype)
+            return codes.astype(x.dtype), step
         out[...] = codes
-        return out, step.astype(x.dtype)
+        return out, step
 
     return absmax_codes
 

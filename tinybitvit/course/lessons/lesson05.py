@@ -45,8 +45,8 @@ CODES = ["codes", "scale"]
 )
 def signs_centred(answer):
     expect(answer, {"w": np.array([[4.0, 0.0]])}, (np.array([[1.0, -1.0]]), np.array([[2.0]])), CODES)
-    w, codes = np.array([[3.0, 1.0, 2.0, 7.0], [-1.0, 1.0, -4.0, 0.0]]), [[-1.0, -1, -1, 1], [1.0, 1, -1, 1]]
-    expect(answer, {"w": w}, (np.array(codes), np.array([[1.875], [1.5]])), CODES)
+    w, codes = np.array([[3.0, 1.0, 2.0, 7.0], [-2.0, 1.0, -4.0, 1.0]]), [[-1.0, -1, -1, 1], [-1.0, 1, -1, 1]]
+    expect(answer, {"w": w}, (np.array(codes), np.array([[1.875], [2.0]])), CODES)
 
 
 @signs.check(
