@@ -62,7 +62,7 @@ answer("best scale", 0.4, measured=tried, tolerance=1e-9)
 # %% kind="see"
 beta = np.linspace(0, 1, 201)
 errors = ((w - beta[:, None] * np.sign(w)) ** 2).sum(axis=1)
-fig = new_figure(7.5, 3)
+fig = new_figure(6.5, 3)
 left, right = fig.subplots(1, 2)
 left.plot(beta, errors, color=PALETTE[0])
 left.plot(tried, error, "o", color=PALETTE[1])
@@ -164,8 +164,13 @@ w = rng.standard_normal((8, 64)).astype("float32")
 codes, scale, _ = ste.binary_codes(np, w)
 assert np.array_equal(binary_codes(w)[0], codes)
 assert np.allclose(binary_codes(w)[1], scale, rtol=1e-6)
+print("the library's signs and scales are yours")
+
+# %% [markdown]
+# From here on the library computes with your function, wherever it takes signs.
+
+# %%
 use(binary_codes=binary_codes)
-print("from here on the library's signs and scales are taken by your binary_codes")
 
 # %% [markdown]
 # ## 3. What is lost
@@ -255,7 +260,7 @@ answer("b for t = 0.5", "+1 three times of four")
 assert abs(share - 0.75) < 0.02
 
 # %% kind="see"
-fig = new_figure(7.5, 3.2)
+fig = new_figure(6.5, 3.2)
 axes = fig.subplots(1, 2, sharey=True)
 for ax, target in zip(axes, (-1, 0.5), strict=True):
     latent, code = one_weight(target, steps=30)
@@ -323,7 +328,7 @@ codes = binary_codes(path[:1])[0]
 assert all((binary_codes(path[:1] + h)[0] == codes).all() for h in (1e-9, -1e-9)), "the true derivative is 0"
 
 # %% kind="see"
-fig = new_figure(7.5, 3.2)
+fig = new_figure(6.5, 3.2)
 left, right = fig.subplots(1, 2)
 left.plot(100 * right_signs, color=PALETTE[0], label="straight-through")
 left.axhline(100 * right_signs[0], linestyle="--", color=PALETTE[1], label="true derivative: 0")
@@ -333,7 +338,7 @@ for i in range(24):
     crosses = path[0, i] * path[-1, i] < 0
     right.plot(path[:, i], color=PALETTE[1] if crosses else "0.75", linewidth=1.2, zorder=2 + crosses)
 right.axhline(0, color="black", linewidth=0.8)
-right.set(xlabel="step", ylabel="latent weight", title="24 latent weights; orange: changed sign")
+right.set(xlabel="step", ylabel="latent weight", title="24 weights; orange: flipped")
 for ax in (left, right):
     ax.grid(alpha=0.3)
 fig
@@ -370,8 +375,8 @@ def slope(v, width=3.0):
 
 # %% [markdown]
 # A race of lies. Each is a function of $v$ and of how far the training is, from 0 to 1. The last turns the lie into the
-# truth as it goes on: $a(v) = k\, (1 - \tanh^2 (t v))$ with a `temperature` $t$ from 0.1, nearly the identity, to 10,
-# nearly the step (Qin et al. 2020, arXiv 1909.10788).
+# truth as it goes on: $a(v) = \max(t, 1)\, (1 - \tanh^2 (t v))$ with a **temperature** $t$ from 0.1, nearly the
+# identity, to 10, nearly the step (Qin et al. 2020, arXiv 1909.10788).
 
 
 # %%
@@ -390,7 +395,7 @@ LIES = {
 
 # %% kind="see"
 grid = np.linspace(-4, 4, 801)
-fig = new_figure(7.5, 3.2)
+fig = new_figure(6.5, 3.2)
 axes = fig.subplots(1, 2)
 for (name, lie), line, color in zip(LIES.items(), ("-", "--", "-.", ":", "--", ":"), PALETTE, strict=True):
     ax = axes[int(name in ("narrow", "sharp", "rising"))]
@@ -466,7 +471,7 @@ assert max(means.values()) - means["identity"] < 4
 assert means["narrow"] < means["identity"] - 8
 
 # %% kind="see"
-fig = new_figure(7, 3)
+fig = new_figure(5, 3)
 ax = fig.subplots()
 for place, found in enumerate(race.values()):
     ax.plot(found[:, 0], [place] * 5, "o", color=PALETTE[0], markersize=8, alpha=0.6)
@@ -484,7 +489,7 @@ fig
 # Transformer on the same digits (16 wide, five seeds) the lies differed by 2 points, where the seeds differ by 7.
 # BitNet takes the identity, and so does the library unless it is told otherwise.
 #
-# Your slope is what the checker of tutorial 01 must *refuse*: it is not the derivative of the forward pass.
+# No straight-through gradient passes the checker of tutorial 01: it is not the derivative of the forward pass.
 
 # %%
 try:
@@ -535,7 +540,7 @@ for name, value in accuracy.items():
 assert accuracy["trained with 1 bit"] > accuracy["rounded to 1 bit afterwards"] + 0.1
 
 # %% kind="see"
-fig = new_figure(7, 2.2)
+fig = new_figure(5, 2.2)
 ax = fig.subplots()
 bars = ax.barh(list(accuracy), [100 * a for a in accuracy.values()], color=[PALETTE[0], PALETTE[1], PALETTE[2]])
 ax.bar_label(bars, fmt="%.1f %%", padding=3)

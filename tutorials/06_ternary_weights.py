@@ -110,7 +110,7 @@ print(f"shares of -1, 0, +1: {shares.round(3)}; entropy {entropy:.4f} bits, of a
 assert entropy > 1.58
 
 # %% kind="see"
-fig = new_figure(7, 3)
+fig = new_figure(5, 3)
 ax = fig.subplots()
 bins = np.linspace(-3.5, 3.5, 141)
 for code, color, hatch in zip((-1, 0, 1), (PALETTE[0], "0.75", PALETTE[1]), ("//", "", "\\\\"), strict=True):
@@ -193,7 +193,7 @@ answer("codes with an outlier", "about 10")
 assert used[1] < 15
 
 # %% kind="see"
-fig = new_figure(7.5, 3.4)
+fig = new_figure(6.5, 3.4)
 axes = fig.subplots(1, 2, sharey=True)
 for ax, values, title in zip(axes, (token, spoilt), ("a good token", "with one outlier of 100"), strict=True):
     codes, step = absmax_codes(values)
@@ -356,7 +356,7 @@ assert rules["lowest"][0] > 1.3 * mean / 2
 assert rules["lowest"][1] > 1.3 * mean
 
 # %% kind="see"
-fig = new_figure(7, 3.8)
+fig = new_figure(5, 3.8)
 ax = fig.subplots()
 lines = ax.contour(thresholds, levels, landscape, levels=[0.2, 0.25, 0.3, 0.4, 0.6, 0.8, 1.2, 2], colors="0.45")
 ax.clabel(lines, fmt="%g", fontsize=9)
@@ -546,7 +546,7 @@ assert results["survivors", "in training"][:, 0].mean() < 0.85 * results["mean",
 unuse()
 
 # %% kind="see"
-fig = new_figure(7.5, 3.6)
+fig = new_figure(5.2, 3.8)
 ax = fig.subplots()
 markers = {"mean": "o", "survivors": "^", "largest": "s"}
 for (name, when), found in results.items():

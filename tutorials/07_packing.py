@@ -229,11 +229,11 @@ answer("bytes of the first better word", 22, measured=first)
 print(f"one byte: {bits_per_trit[0]} bits a trit; no code of equally likely trits is shorter than {math.log2(3):.4f}")
 
 # %% kind="see"
-figure = new_figure(7, 3)
+figure = new_figure(5, 3)
 ax = figure.subplots()
 ax.plot(n_bytes, bits_per_trit, "o-", color=PALETTE[0], label="as many trits as fit")
 ax.axhline(2, color=PALETTE[1], label="two bits a trit")
-ax.axhline(math.log2(3), color="black", linestyle="--", label="log2(3)")
+ax.axhline(math.log2(3), color="black", linestyle="--", label="$\\log_2 3$")
 ax.set(xlabel="bytes in a word", ylabel="bits a trit", ylim=(1.55, 2.05))
 ax.legend(frameon=False)
 figure
@@ -453,7 +453,7 @@ answer("bits a number, dim 64", 4.3, measured=total.effective_bits, tolerance=0.
 
 # %% kind="see"
 dims, names = (32, 64, 128, 192, 384), {1.58: "1.58 bits", 1: "1 bit"}
-figure = new_figure(7, 3.2)
+figure = new_figure(5, 3.2)
 ax = figure.subplots()
 for i, (bits, name) in enumerate(names.items()):
     networks = [tb.models.VisionTransformer(32, 4, 3, 10, dim=d, depth=2, heads=4, bits=bits, rng=rng) for d in dims]
@@ -530,7 +530,7 @@ print("the row of 1 bit is what tb.quant.describe counts, to the byte")
 unuse()
 
 # %% kind="see"
-figure = new_figure(7, 2.4)
+figure = new_figure(5, 2.4)
 ax = figure.subplots()
 bars = ax.barh(list(table), [size / 1e6 for size in table.values()], color=PALETTE[:4])
 ax.bar_label(bars, fmt="%.2f MB", padding=3)
