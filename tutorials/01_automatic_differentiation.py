@@ -74,7 +74,7 @@ boxes = {"w": (0, 2, 2, 12), "x": (0, 1, 3, 8), "b": (2, 2.3, 1, 4), "t": (4, 2.
 boxes |= {"p = w x": (2, 1.3, 6, 4), "y = p + b": (4, 1.3, 7, 4), "d = y - t": (6, 1.3, 2, 4), "L = d²": (8, 1.3, 4, 1)}
 arrows = ["w>p = w x", "x>p = w x", "p = w x>y = p + b", "b>y = p + b"]
 arrows += ["y = p + b>d = y - t", "t>d = y - t", "d = y - t>L = d²"]
-fig = new_figure(7, 3)
+fig = new_figure(6.4, 3)
 ax = fig.subplots()
 for start, end in (arrow.split(">") for arrow in arrows):
     style = {"arrowstyle": "-|>", "color": "0.5", "shrinkA": 22, "shrinkB": 20 + 3 * len(end)}
@@ -436,8 +436,8 @@ assert gap < 1e-11
 assert our_losses[-1] < 0.1 * our_losses[0]
 
 # %% kind="see"
-fig = new_figure(7.5, 3.4)
-left, right = fig.subplots(1, 2)
+fig = new_figure(4.6, 6)
+left, right = fig.subplots(2, 1)
 left.semilogy(our_losses, color=PALETTE[0], linewidth=5, alpha=0.4, label="your engine")
 left.semilogy(their_losses, color="black", linewidth=1.2, linestyle="--", label="tinybitvit")
 left.set(xlabel="step", ylabel="mean squared error", title="the same numbers")
@@ -468,8 +468,9 @@ print(inspect.getsource(autograd.backpropagate))
 print(inspect.getsource(ops.OPS["mul"]))
 
 # %% [markdown]
-# And it can do without them: `use` puts *your* functions into the library. From here on every product, every matrix
-# product and every walk of gradients in it is yours, in a whole Vision Transformer as well.
+# And it can do without them: `use` puts *your* functions into the library (`None`: that half, the forward, stays its
+# own). From here on every product, every matrix product and every walk of gradients in it is yours, in a whole Vision
+# Transformer as well.
 
 # %%
 digits = tb.data.load_digits()

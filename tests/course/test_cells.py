@@ -203,16 +203,17 @@ def test_a_file_that_differs_is_not_lost(tmp_path, capsys):
 def test_numpy_and_other_pieces_are_imported(tmp_path):
     book = Notebook()
     book.turn(RIGHT)
-    book.run("LIMIT = 3\nfrom math import prod as product")
+    book.run("LIMIT = 3\nlocal = 4\nfrom math import prod as product")
     book.run(
-        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n    assert product(a.shape) > -LIMIT\n"
+        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n"
+        "    local = product(a.shape)\n    assert local > -LIMIT\n"
         "    da = np.matmul(g, b.swapaxes(-1, -2))\n    return unbroadcast(da, a.shape), a.swapaxes(-1, -2) @ g\n"
     )
     book.run("tb.course.keep(unbroadcast, matmul_backward)")
     text = (tmp_path / "my" / "matmul_backward.py").read_text()
     for line in ("import numpy as np", "from .unbroadcast import unbroadcast", "from math import prod as product"):
         assert f"{line}\n" in text
-    assert "LIMIT = 3\n" in text
+    assert "LIMIT = 3\n" in text and "local = 4" not in text
     cells.pieces.clear()
     assert all(one.own for one in tb.course.mine("matmul_backward", "unbroadcast"))
 

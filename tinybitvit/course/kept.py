@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import symtable
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -70,8 +71,7 @@ def _self_contained(one):
 
 
 def _gather(one, names, head, body, seen):
-    tree = ast.parse(source_of(one))
-    for name in dict.fromkeys(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)):
+    for name in used_names(source_of(one)):
         if name not in names or name in seen:
             continue
         seen.add(name)
@@ -88,6 +88,17 @@ def _gather(one, names, head, body, seen):
             body.append(source_of(value))
         elif isinstance(value, (int, float, str, tuple, list)):
             body.append(f"{name} = {value!r}\n")
+
+
+def used_names(source: str) -> list[str]:
+    """The names that a piece of code takes from around it, sorted: no locals, nothing that it defines itself."""
+    top = symtable.symtable(source, "source", "exec")
+    tables, found = [*top.get_children()], {symbol.get_name() for symbol in top.get_symbols()}
+    while tables:
+        table = tables.pop()
+        found |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        tables += table.get_children()
+    return sorted(found - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()})
 
 
 def _as(value, name):
@@ -225,7 +236,7 @@ def _needed(node, wanted, piece):
     if not bound & wanted:
         return False
     wanted -= bound
-    wanted |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"solution"}
+    wanted |= {*used_names(ast.unparse(_bare(node)))}
     return True
 
 
@@ -248,11 +259,24 @@ def _bare(node):
 # --- what is yours so far ---------------------------------------------------------------------------------------------
 
 
+LANES = {  # of the final network: the hooks of its parts, in the order in which an image meets them
+    "image to tokens": ("patchify", "linear", "add"),
+    "a block": ("layer_norm", "softmax", "scaled_dot_product_attention", "multi_head_attention", "gelu"),
+    "the loss": ("cross_entropy",),
+    "its gradients": ("mul", "matmul", "unbroadcast", "walk"),
+    "a step of training": ("adamw",),
+    "few bits": ("binary_codes", "slope", "ternary_codes", "absmax_codes"),
+    "in a file": ("pack_1bit", "unpack_1bit", "pack_2bit", "unpack_2bit", "pack_base3", "unpack_base3"),
+    "and": (),
+}
+
+
 @dataclass
 class Parts:
     """The parts of the final network, and whose each is: a text, and in a notebook a picture."""
 
     rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "to come"
+    lanes: dict[str, str]  # part -> what of the network it belongs to
 
     def __repr__(self) -> str:
         width = max((len(part) for part, *_ in self.rows), default=0)
@@ -263,12 +287,13 @@ class Parts:
     def _repr_html_(self) -> str:
         colours = {"yours": "#009E73", "solution": "#56B4E9", "to come": "#999999"}
         style = "display:inline-block;margin:3px;padding:5px 9px;border-radius:5px;color:#fff;background:"
-        boxes = "".join(
-            f'<span style="{style}{colours[whose]}">{escape(part)}<br><small>{whose}, {escape(cells)}</small></span>'
-            for part, cells, whose in self.rows
-        )
+        lanes: dict[str, str] = {lane: "" for lane in LANES if lane in self.lanes.values()}
+        for part, cells, whose in self.rows:
+            note = f"<br><small>{whose}, {escape(cells)}</small>"
+            lanes[self.lanes[part]] += f'<span style="{style}{colours[whose]}">{escape(part)}{note}</span>'
+        rows = "".join(f"<div><small>{lane}</small><br>{boxes}</div>" for lane, boxes in lanes.items())
         own = sum(whose == "yours" for *_, whose in self.rows)
-        return f'<div style="max-width:46rem">{boxes}<p>{own} of {len(self.rows)} parts are yours.</p></div>'
+        return f'<div style="max-width:46rem">{rows}<p>{own} of {len(self.rows)} parts are yours.</p></div>'
 
 
 def parts(folder: str = FOLDER) -> Parts:
@@ -277,12 +302,14 @@ def parts(folder: str = FOLDER) -> Parts:
     for task in all_tasks():
         if task.part:
             cells.setdefault(task.part, []).append(task)
-    rows = []
+    rows, lanes = [], {}
     for part, of in cells.items():
         own = [_owned(task, folder) for task in of]
         whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "to come"
         rows.append((part, ", ".join(task.id for task in of), whose))
-    return Parts(rows)
+        hook = of[0].hook.partition(".")[0]
+        lanes[part] = next((lane for lane, hooks in LANES.items() if hook in hooks), "and")
+    return Parts(rows, lanes)
 
 
 def _owned(task, folder):

@@ -5,7 +5,6 @@ an operation is looked up in its table, and a function is exchanged in every mod
 """
 
 import inspect
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -162,9 +161,9 @@ def _absmax(own, mine):
     def absmax_codes(xp, x, bits, out=None, eps=ste.EPS):
         if bits != 8:
             return own(xp, x, bits, out, eps)
-        unit = x.dtype.type(2.0 ** math.floor(math.log2(eps / ste.EPS)))  # in which the student's floor is eps
-        codes, step = mine(x / unit)
-        step = (step * unit).astype(x.dtype)
+        factor = x.dtype.type(ste.EPS / eps)  # a student's function knows one smallest size only
+        codes, step = mine(x * factor)
+        step = (step / factor).astype(x.dtype)
         if out is None:
             return codes.astype(x.dtype), step
         out[...] = codes

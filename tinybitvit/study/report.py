@@ -62,8 +62,8 @@ def rows(results: Results) -> list[list[str]]:
     """A row of texts for every entry of the summary, in the order of `columns`; scores in per cent."""
     return [
         [
-            entry_name(entry, results) + "*" * entry["interrupted"] + "†" * bool(too_short(entry, results)),
-            in_per_cent(entry["accuracy"]),
+            entry_name(entry, results) + "*" * entry["interrupted"],
+            in_per_cent(entry["accuracy"]) + " †" * bool(too_short(entry, results)),
             *([in_per_cent(entry["gap"]) if entry["gap"] else ""] if "gap" in columns(results) else []),
             *(in_per_cent(entry[score]) for score in ("precision", "recall", "f1")),
             f"{entry['parameters']:,}",

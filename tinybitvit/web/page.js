@@ -111,7 +111,7 @@ function drawModel(model) {
   model.sizeLine.replaceChildren(element("strong", {}, `${size.bytes.toLocaleString("en")} bytes`),
     ` ${size.effective_bits.toFixed(2)} bits a weight${model.bits === 32 ? "" : " with all that stays in 32 bits"}`
     + `${ms === undefined ? "" : `, ${ms.toFixed(1)} ms an image`}.`);
-  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), ` ${sure(model)}`] : []));
+  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), " ", element("span", {}, sure(model))] : []));
   if (state.image) drawMap(model);
   else drawImage(model.canvas, null);
   const order = model.classes.map((_, i) => i);
@@ -196,7 +196,10 @@ function build() {
   byId("panels").classList.toggle("short", short);
   byId("panels").style.setProperty("--columns", Math.min(4, Math.max(2, models.length))); // one alone is not blown up
   byId("panels").style.setProperty("--narrow", models.length < 4 ? Math.max(2, models.length) : 2);
-  document.body.classList.toggle("framed", window.self !== window.top);
+  if (window.self !== window.top) {
+    document.body.classList.add("framed");
+    new ResizeObserver(() => parent.postMessage({ height: document.body.offsetHeight }, "*")).observe(document.body);
+  }
   if (opened) listenToPictures();
   if (drawn) listenToPad();
   buildControls();
