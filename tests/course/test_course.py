@@ -341,7 +341,7 @@ def test_nbgrader_is_not_needed_for_checks():
     assert (done.returncode, done.stderr) == (0, "") and "0 of 3" in done.stdout
 
 
-@pytest.mark.parametrize("step", ["new x", "release ps1", "grade ps1 x", "feedback ps1"])
+@pytest.mark.parametrize("step", ["new x", "release ps1", "grade ps1 x", "export ps1 --for canvas", "feedback ps1"])
 def test_without_nbgrader_the_command_says_what_to_install(step, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nbgrader", None)
     assert main(["course", *step.split()]) == 2
@@ -353,6 +353,9 @@ BAD = {
     "new other --assignments source": "name the folder tutorials/assignments of a checkout with --assignments",
     "release ps9": "start a course with `tinybitvit course new`",
     "grade ps1 nowhere": "nowhere is not a folder",
+    "export ps1 ps9 --for canvas": "ps9 is not released",
+    "export ps1 --for gradescope --roster x.csv": "a roster is for Canvas, not for gradescope",
+    "export ps1 --for canvas --roster nowhere.csv": "nowhere.csv",
     "grade ps9 subs": "ps9 is not released",
     "grade ps1 empty": "no notebook (*.ipynb) in",
     "grade ps1 twice": "ann holds 2 notebooks: leave in it the one to be graded",

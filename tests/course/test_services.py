@@ -11,7 +11,7 @@ import pytest
 from services import classroom50, gradescope
 from test_hostile import ALL, NOTHING, RIGHT, TRICKS, WRONG, cell, graded, notebook
 
-from tinybitvit.course import export, gradebook, perform
+from tinybitvit.course import export, perform
 
 pytest.importorskip("nbgrader")
 
@@ -42,6 +42,9 @@ SUBMISSIONS = {
 }
 
 
+KINDS = [trick for trick in TRICKS if trick != "process ended later"]
+
+
 def by_task(rows):
     """{task: points} of pairs (graded cell, points)."""
     found = dict.fromkeys((1, 2, 3), 0.0)
@@ -50,7 +53,10 @@ def by_task(rows):
     return found
 
 
-@pytest.mark.parametrize("name", SUBMISSIONS)
+SUBMISSIONS |= {trick: (notebook(WRONG, TRICKS[trick]), NOTHING) for trick in KINDS}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in KINDS)) for n in SUBMISSIONS])
 def test_each_service_gives_nbgraders_points(name, course, tmp_path):
     book, points = SUBMISSIONS[name]
     (tmp_path / "work").mkdir()
@@ -203,4 +209,4 @@ def test_another_table_is_no_roster(monkeypatch, tmp_path):
 
 def test_names_that_are_formulas_stay_text(monkeypatch, tmp_path):
     rows = canvas(monkeypatch, tmp_path, points={"=1+1": {"ps1": 1.0}})
-    assert rows[2][0] == "'=1+1" and gradebook.FORMULA.search(rows[2][0]) is None
+    assert rows[2][0] == "'=1+1", "an apostrophe says: this is text"

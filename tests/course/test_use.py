@@ -1,5 +1,6 @@
 """`use`: a network that trains, predicts and packs on functions as a student writes them."""
 
+import inspect
 import math
 
 import numpy as np
@@ -276,3 +277,24 @@ def test_a_name_without_a_pair_is_refused():
     with pytest.raises(ValueError, match=r"use\(gelu=...\) needs a Function or a pair"):
         tb.course.use(gelu=gelu)
     assert not plug.in_use
+
+
+@pytest.mark.parametrize("name", plug.HOOKS)
+def test_what_is_put_in_takes_what_the_librarys_own_takes(name):
+    owner, attribute, wrap = plug.HOOKS[name]
+    own = getattr(owner, attribute)
+    taken = inspect.signature(wrap(own, EVERYTHING[name])).parameters.values()
+    given = inspect.signature(own).parameters.values()
+    assert [p.kind for p in taken] == [p.kind for p in given]
+    assert [p.default for p in taken] == [p.default for p in given]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+def test_a_students_activations_heed_the_smallest_size_in_front_of_a_norm(size):
+    x = (size * np.random.default_rng(0).standard_normal((3, 8))).astype("float32")
+    for eps in (ste.EPS, ste.EPS / 1000):
+        expected = ste.absmax_codes(np, x, 8, None, eps)
+        with tb.course.use(absmax_codes=absmax_codes):
+            found = ste.absmax_codes(np, x, 8, None, eps)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -76,6 +76,7 @@ TOOLS = {  # the programs that are not ours -> where they are run
     ".ci/run": "it is what runs the tests",
     "cd": "it changes the folder",
     "cp": "it copies a file",
+    "gh": "it needs an account at GitHub",
     "jupyter": "test_tutorials.py runs the notebooks without it",
     "mypy": ".ci/run",
     "pip": ".ci/run installs everything in a fresh environment",
@@ -343,11 +344,10 @@ def test_formulas_are_read(extensions, monkeypatch, text, expected):
     ("text", "expected"),
     [
         ("`a_b` and pad_width", "<code>a_b</code> and pad_width"),
-        ("x[ as in y", "x[ as in y"),
-        ("2016 (arXiv", "2016 (arXiv"),
+        ("in 2016 (arXiv 1607)", "in 2016 (arXiv 1607)"),
     ],
 )
 def test_formulas_are_set(extensions, text, expected):
     from typeset import typeset
 
-    assert re.sub(r"<math.*?>|</?m\w+.*?>|\n *", "", typeset(text)) == expected
+    assert typeset(text) == expected

@@ -100,6 +100,19 @@ def test_a_new_cell_leaves_the_other_ids_alone():
     assert [cell.id for cell in before.cells] == [cell.id for cell in after.cells if cell.source != "z = 3"]
 
 
+def test_the_kind_of_a_cell_says_what_is_folded():
+    kinds = ("predict", "naive", "your-turn", "solution", "see", "answer")
+    text = "# %%\nplain = 1\n" + "".join(f'\n# %% kind="{kind}"\nx = 1\n' for kind in kinds)
+    plain, *cells = nbformat.reads(sync["notebook"](text), as_version=4).cells
+    assert plain.metadata == {}
+    assert [cell.metadata.tags[0] for cell in cells] == list(kinds)
+    hidden = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
+    assert hidden == [False, False, False, True, True, True]
+    assert [cell.metadata.tags[1:] for cell in cells] == [[], [], [], ["hide-input"], ["hide-input"], ["hide-cell"]]
+    with pytest.raises(ValueError, match=r"a cell's kind is one of predict, .*, not 'sea'"):
+        sync["notebook"]('# %% kind="sea"\nx = 1\n')
+
+
 def markdown(script):
     cells = nbformat.reads(sync["notebook"](script.read_text(encoding="utf-8")), as_version=4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")

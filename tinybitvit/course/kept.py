@@ -1,9 +1,11 @@
 """What a student wrote, from one lesson to the next: `keep` writes it to a file, `mine` and `everything` read it."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import symtable
 import sys
 from dataclasses import dataclass
@@ -216,7 +218,8 @@ def solved(task: Task) -> Any:
     names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
     chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
     module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
-    exec(compile(module, str(path), "exec"), names)
+    with contextlib.redirect_stdout(io.StringIO()):  # which pieces the solution takes from where is no news
+        exec(compile(module, str(path), "exec"), names)
     found = names[task.name]
     found.piece = task.id
     return found
@@ -261,7 +264,7 @@ def _bare(node):
 
 LANES = {  # of the final network: the hooks of its parts, in the order in which an image meets them
     "image to tokens": ("patchify", "linear", "add"),
-    "a block": ("layer_norm", "softmax", "multi_head_attention", "gelu"),
+    "a block": ("layer_norm", "softmax", "scaled_dot_product_attention", "multi_head_attention", "gelu"),
     "the loss": ("cross_entropy",),
     "its gradients": ("mul", "matmul", "unbroadcast", "walk"),
     "a step of training": ("adamw",),
@@ -275,7 +278,7 @@ LANES = {  # of the final network: the hooks of its parts, in the order in which
 class Parts:
     """The parts of the final network, and whose each is: a text, and in a notebook a picture."""
 
-    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "to come"
+    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "not yet"
     lanes: dict[str, str]  # part -> what of the network it belongs to
 
     def __repr__(self) -> str:
@@ -285,7 +288,7 @@ class Parts:
         return "\n".join([*lines, f"{own} of {len(self.rows)} parts are yours"])
 
     def _repr_html_(self) -> str:
-        colours = {"yours": "#009E73", "solution": "#56B4E9", "to come": "#999999"}
+        colours = {"yours": "#009E73", "solution": "#56B4E9", "not yet": "#999999"}
         style = "display:inline-block;margin:3px;padding:5px 9px;border-radius:5px;color:#fff;background:"
         lanes: dict[str, str] = {lane: "" for lane in LANES if lane in self.lanes.values()}
         for part, cells, whose in self.rows:
@@ -305,7 +308,7 @@ def parts(folder: str = FOLDER) -> Parts:
     rows, lanes = [], {}
     for part, of in cells.items():
         own = [_owned(task, folder) for task in of]
-        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "to come"
+        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "not yet"
         rows.append((part, ", ".join(task.id for task in of), whose))
         hook = of[0].hook.partition(".")[0]
         lanes[part] = next((lane for lane, hooks in LANES.items() if hook in hooks), "and")
