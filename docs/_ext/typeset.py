@@ -87,7 +87,8 @@ def _piece(tokens, math):
     """One word, or one formula with the spaces around it."""
     text = "".join(t for _, t in tokens)
     bare = text.strip()
-    if math and bare and any(kind in ("number", "name") for kind, _ in tokens):
+    kinds = {kind for kind, _ in tokens}
+    if math and bare and ("name" in kinds or {"number", "sign"} <= kinds):  # a number alone is as good as text
         try:
             tex = Parser([t for t in tokens if t[0] != "space"]).all()
             lead, trail = (" " * (text != text.lstrip())), (" " * (text != text.rstrip()))

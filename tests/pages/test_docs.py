@@ -344,11 +344,10 @@ def test_formulas_are_read(extensions, monkeypatch, text, expected):
     ("text", "expected"),
     [
         ("`a_b` and pad_width", "<code>a_b</code> and pad_width"),
-        ("x[ as in y", "x[ as in y"),
-        ("2016 (arXiv", "2016 (arXiv"),
+        ("in 2016 (arXiv 1607)", "in 2016 (arXiv 1607)"),
     ],
 )
 def test_formulas_are_set(extensions, text, expected):
     from typeset import typeset
 
-    assert re.sub(r"<math.*?>|</?m\w+.*?>|\n *", "", typeset(text)) == expected
+    assert typeset(text) == expected
