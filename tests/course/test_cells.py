@@ -214,7 +214,12 @@ def test_what_is_kept_is_there_in_the_next_lesson(tmp_path, capsys):
     cells.pieces.clear()
     found = tb.course.mine("unbroadcast")
     assert found.own and found.__module__.startswith("_my")
-    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n"
+    (tmp_path / "solutions").mkdir()
+    os.chdir(tmp_path / "solutions")  # whose notebooks find the folder above
+    assert tb.course.mine("unbroadcast").own
+    os.chdir(tmp_path)
+    cells.pieces.clear()
+    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n" * 2
     everything = tb.course.everything()
     assert everything["unbroadcast"].own and everything["mul"][0] is None and not hasattr(everything["walk"], "own")
     out = capsys.readouterr().out
