@@ -90,7 +90,9 @@ network.zero_grad()
 # mean, divide by its standard deviation. Then comes a learnt weight and bias for each column:
 #
 # $$\begin{aligned}
-# u &= x - \text{mean}(x), & s &= \sqrt{\text{mean}(u^2) + \epsilon}, \\ z &= u / s, & y &= z\,w + b .
+# u &= x - \text{mean}(x), \\
+# s &= \sqrt{\text{mean}(u^2) + \epsilon}, \\
+# y &= z\,w + b, \qquad z = u / s .
 # \end{aligned}$$
 #
 # The means run over the numbers of one token; $\epsilon = 10^{-6}$ keeps $s$ from 0. Somebody multiplies a token by 100
@@ -511,7 +513,7 @@ assert losses[-1] < 0.05
 # ## 7. `fit`
 #
 # `tb.ViT` wraps network, optimiser, learning-rate schedule and normalisation as a scikit-learn classifier, and takes
-# your step some 300 times. `eval_set` only measures; nothing is chosen by it. After how many passes over the 1,347
+# such a step some 300 times. `eval_set` only measures; nothing is chosen by it. After how many passes over the 1,347
 # training images, called *epochs*, is it right on 90 % of the test images?
 
 # %% kind="predict"
@@ -546,7 +548,7 @@ tb.viz.plot_confusion(digits.y_test, guesses)
 # %% kind="see"
 wrong = np.flatnonzero(guesses != digits.y_test)
 print(f"{len(wrong)} of {len(guesses)} wrong; the first ones:")
-tb.viz.plot_predictions(model, digits.X_test, digits.y_test, images=[*range(8 - min(len(wrong), 4)), *wrong[:4]])
+tb.viz.plot_predictions(model, digits.X_test, digits.y_test, images=list(wrong[:4]))
 
 # %% [markdown]
 # ## 8. Is it any good?
