@@ -30,6 +30,7 @@ def typeset(text):
 
 
 def _paragraph(text):
+    text = re.sub(r"\b(\w+) x \1\b", r"\1 × \1", text)  # n x n is a size, in which x is no name
     tokens = [(m.lastgroup, m[0]) for m in TOKEN.finditer(text)]
     kinds = [_is_math(tokens, i) for i in range(len(tokens))]
     result, start = [], 0
