@@ -553,7 +553,6 @@ figure
 
 # %%
 keep(pack_1bit, unpack_1bit, pack_2bit, unpack_2bit, pack_base3, unpack_base3, signs_dot, size_table)
-print(parts())
 
 # %% kind="see"
 parts()
