@@ -157,7 +157,7 @@ def _task(piece, one):
 
 def _piece(task, folder):
     """The student's version from this session or the folder; else the solution."""
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if not getattr(own, "own", False):
         own = _load(path, task) if path.exists() else None
     if own is None:
@@ -165,6 +165,12 @@ def _piece(task, folder):
         found.missing = True
         return found
     return better(own, lambda: solved(task), task.id)
+
+
+def _file(task, folder):
+    """Where a piece is kept: in the student's folder here, or beside the folder of the solutions, one above."""
+    here, above = (base / folder / f"{task.name}.py" for base in (Path(), Path("..")))
+    return above if above.exists() and not here.exists() else here
 
 
 def _tell(found, folder):
@@ -200,10 +206,10 @@ def _load(path, task):
 
 
 def lesson_file(number: int) -> Path:
-    """The script of a lesson: in the working directory, a folder above it, or the checkout of this package."""
+    """The script of a lesson: in the checkout of this package, or where Jupyter was started."""
     here = Path.cwd()
     package = Path(__file__).resolve().parents[2]
-    for folder in (here, *here.parents, here / "tutorials", package / "tutorials"):
+    for folder in (package / "tutorials", here, here.parent, here / "tutorials"):
         if found := sorted(folder.glob(f"{number:02}_*.py")):
             return found[0]
     raise FileNotFoundError(f"lesson {number} is not here: start Jupyter in the folder tutorials of a checkout")
@@ -316,7 +322,7 @@ def parts(folder: str = FOLDER) -> Parts:
 
 
 def _owned(task, folder):
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if own is None and path.exists():
         own = _load(path, task)
     return bool(getattr(own, "own", False)) and not any(faults(task, own))
