@@ -281,8 +281,9 @@ fig
 # A teacher with 64 hidden weights $\pm 0.5$. A student who sees inputs $x$ and the teacher's answers $t$, and whose
 # weights are signs times a scale. One step of its training is yours. Forward: $y = x\, q^\mathsf{T}$ with
 # $q = \beta b$. The loss is the mean of all $(y - t)^2$. For its derivative write out one element,
-# $y_{io} = \sum_k x_{ik} q_{ok}$, so that $\partial y_{io} / \partial q_{ok} = x_{ik}$, and add up over the examples $i$:
-# a matrix product (tutorial 01). It goes straight through: as if it were the derivative for the latent weight.
+# $y_{io} = \sum_k x_{ik} q_{ok}$, so that $\partial y_{io} / \partial q_{ok} = x_{ik}$, and add up over the
+# examples $i$: a matrix product (tutorial 01). It goes straight through: as if it were the derivative for the latent
+# weight.
 
 
 # %% kind="your-turn"
