@@ -281,7 +281,7 @@ def api_pages():
 
 
 def tutorial_pages():
-    """The notebooks of tutorials/ and of its solutions, as they are, below the README of that folder."""
+    """The notebooks of tutorials/ and of its solutions, below the README of that folder."""
     folder = ROOT / "tutorials"
     notebooks = sorted(folder.glob("[0-9]*.ipynb"))
     solved = {f"solutions/{path.name}": path for path in sorted(folder.glob("solutions/[0-9]*.ipynb"))}
@@ -290,7 +290,9 @@ def tutorial_pages():
     text = re.sub(r"`(\d\d_\w+)` \|", lambda m: f"[{m[1]}]({m[1]}.ipynb) |" if m[1] in names.split() else m[0], text)
     index = f"{text}\n```{{toctree}}\n:hidden:\n\n{names}```\n"
     pages = {path.name: path for path in notebooks} | solved
-    return {**{name: path.read_text(encoding="utf-8") for name, path in pages.items()}, "index.md": index}
+    # A link from tutorials/ to docs/ is one from docs/tutorials/ to the folder above.
+    texts = {name: path.read_text(encoding="utf-8").replace("](../docs/", "](../") for name, path in pages.items()}
+    return {**texts, "index.md": index}
 
 
 # --- the zoo ----------------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def frames() -> str:
         )
         later = ' loading="lazy"' if i else ""
         pages.append(f'<iframe class="live" src="_static/{data}.html" title="{name}"{later} allow="camera"></iframe>')
-    return f'\n<div class="try">\n{"".join(choices)}\n{"".join(pages)}\n</div>\n'
+    group = '<div class="try" role="group" aria-label="Try the networks">'
+    return f"\n{group}\n{''.join(choices)}\n{''.join(pages)}\n</div>\n"
 
 
 def show(app, docname, source):

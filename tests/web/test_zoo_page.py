@@ -1,6 +1,8 @@
 """The page of the networks that come with the library: digits drawn with a mouse, pictures dropped, on a phone."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ import tinybitvit as tb
 from tinybitvit.models import zoo
 from tinybitvit.web import to_html
 
+DOCS = Path(__file__).parents[2] / "docs"
 DIGITS = {"32 bits": "digits-32bit", "1.58 bits": "digits-1.58bit", "1 bit": "digits-1bit"}
+
+
+@pytest.fixture
+def live_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    return importlib.import_module("live_page")
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +75,49 @@ def test_on_a_phone_drawing_and_answers_are_in_sight_together(browser, page, dar
 
 
 @pytest.mark.browser
+def test_in_the_frame_of_the_home_they_are_so_too(browser, page):
+    """As wide as the frame is on a phone; tests/pages/test_docs.py says where it begins."""
+    browser.open(page, width=354, height=1400)
+    browser.evaluate("document.body.classList.add('framed')")
+    bottoms = browser.evaluate(
+        "[...document.querySelectorAll('#panels canvas')].map((c) => c.getBoundingClientRect().bottom)"
+    )
+    assert len(bottoms) == 3 and max(bottoms) < 590
+
+
+@pytest.mark.browser
 def test_all_panels_fit_a_window_of_a_laptop(browser, page):
     browser.open(page, width=1280, height=800)
     bottoms = browser.evaluate("[...document.querySelectorAll('.bars')].map((b) => b.getBoundingClientRect().bottom)")
     assert len(bottoms) == 3 and max(bottoms) <= 800
 
 
+def models_of(page):
+    return json.loads(page.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])["models"]
+
+
 def test_the_bytes_are_those_of_the_files(page):
-    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
-    for model, name in zip(data["models"], DIGITS.values(), strict=True):
+    for model, name in zip(models_of(page), DIGITS.values(), strict=True):
         assert model["size"]["bytes"] == zoo.card(name).bytes
 
 
 def test_the_page_is_small(page):
     assert page.stat().st_size < 3_000_000
+
+
+def test_the_site_shows_every_network_of_the_zoo(live_page, tmp_path):
+    pages = live_page.write_pages(tmp_path)
+    shown = [model for page in pages for model in models_of(page)]
+    assert len(shown) == len(zoo.names()) and all(page.stat().st_size < 3_000_000 for page in pages)
+    assert [page.stem for page in pages] == live_page.datasets()
+    assert all(f'src="_static/{page.name}"' in live_page.frames() for page in pages)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if not name.startswith("digits")])
+def test_examples_bear_the_right_labels(live_page, name):
+    card = zoo.card(name)
+    X, y = live_page.examples(card.data, card.classes)
+    assert (tb.load(name).predict(X) == y).mean() >= 0.7
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -113,9 +151,15 @@ def drop(browser, path):
 
 @pytest.mark.browser
 @pytest.mark.data("cifar-10-batches-bin")
-@pytest.mark.parametrize("name", [name for name in zoo.names() if name.startswith("cifar10-")])
+@pytest.mark.parametrize("name", [None, *(name for name in zoo.names() if name.startswith("cifar10-"))])
 def test_a_cifar_image_dropped_on_the_page_gets_the_librarys_class(browser, tmp_path, name):
-    data, model = tb.data.load_cifar10(download=False), tb.load(name)
+    """None: a small network trained here."""
+    data = tb.data.load_cifar10(download=False)
+    if name is None:
+        model = tb.ViT(bits=1, dim=32, epochs=2, augment=None, verbose=0, random_state=0)
+        model.fit(data.X_train[:3000], np.array(data.classes)[data.y_train[:3000]])
+    else:
+        model = tb.load(name)
     to_html(model, tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
     for i in range(20):

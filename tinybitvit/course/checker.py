@@ -176,6 +176,15 @@ def expect(
         same(got, expected, call)
 
 
+def rule_out(function: Callable, inputs: Mapping[str, Any], wrong: Any, sentence: str) -> None:
+    """AssertionError with a sentence that names a mistake where function(*inputs.values()) is `wrong`, its result."""
+    try:
+        expect(function, inputs, wrong, [""] * len(wrong) if isinstance(wrong, tuple) else ())
+    except (Exception, SystemExit):
+        return
+    raise AssertionError(f"{sentence}, for {_shown(inputs)}")
+
+
 def expect_op(op: type[Function], inputs: Mapping[str, Any], expected: Any, g: Any = None, grads: Any = (), **options):
     """AssertionError unless op's forward on the inputs is `expected` and, where g is given, its backward `grads`."""
     ctx = context(*inputs.values())

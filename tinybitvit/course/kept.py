@@ -1,9 +1,11 @@
 """What a student wrote, from one lesson to the next: `keep` writes it to a file, `mine` and `everything` read it."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import symtable
 import sys
 from dataclasses import dataclass
@@ -155,7 +157,7 @@ def _task(piece, one):
 
 def _piece(task, folder):
     """The student's version from this session or the folder; else the solution."""
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if not getattr(own, "own", False):
         own = _load(path, task) if path.exists() else None
     if own is None:
@@ -163,6 +165,12 @@ def _piece(task, folder):
         found.missing = True
         return found
     return better(own, lambda: solved(task), task.id)
+
+
+def _file(task, folder):
+    """Where a piece is kept: in the student's folder here, or beside the folder of the solutions, one above."""
+    here, above = (base / folder / f"{task.name}.py" for base in (Path(), Path("..")))
+    return above if above.exists() and not here.exists() else here
 
 
 def _tell(found, folder):
@@ -198,10 +206,10 @@ def _load(path, task):
 
 
 def lesson_file(number: int) -> Path:
-    """The script of a lesson: in the working directory, a folder above it, or the checkout of this package."""
+    """The script of a lesson: in the checkout of this package, or where Jupyter was started."""
     here = Path.cwd()
     package = Path(__file__).resolve().parents[2]
-    for folder in (here, *here.parents, here / "tutorials", package / "tutorials"):
+    for folder in (package / "tutorials", here, here.parent, here / "tutorials"):
         if found := sorted(folder.glob(f"{number:02}_*.py")):
             return found[0]
     raise FileNotFoundError(f"lesson {number} is not here: start Jupyter in the folder tutorials of a checkout")
@@ -216,7 +224,8 @@ def solved(task: Task) -> Any:
     names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
     chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
     module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
-    exec(compile(module, str(path), "exec"), names)
+    with contextlib.redirect_stdout(io.StringIO()):  # which pieces the solution takes from where is no news
+        exec(compile(module, str(path), "exec"), names)
     found = names[task.name]
     found.piece = task.id
     return found
@@ -275,7 +284,7 @@ LANES = {  # of the final network: the hooks of its parts, in the order in which
 class Parts:
     """The parts of the final network, and whose each is: a text, and in a notebook a picture."""
 
-    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "to come"
+    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "not yet"
     lanes: dict[str, str]  # part -> what of the network it belongs to
 
     def __repr__(self) -> str:
@@ -285,7 +294,7 @@ class Parts:
         return "\n".join([*lines, f"{own} of {len(self.rows)} parts are yours"])
 
     def _repr_html_(self) -> str:
-        colours = {"yours": "#009E73", "solution": "#56B4E9", "to come": "#999999"}
+        colours = {"yours": "#009E73", "solution": "#56B4E9", "not yet": "#999999"}
         style = "display:inline-block;margin:3px;padding:5px 9px;border-radius:5px;color:#fff;background:"
         lanes: dict[str, str] = {lane: "" for lane in LANES if lane in self.lanes.values()}
         for part, cells, whose in self.rows:
@@ -305,7 +314,7 @@ def parts(folder: str = FOLDER) -> Parts:
     rows, lanes = [], {}
     for part, of in cells.items():
         own = [_owned(task, folder) for task in of]
-        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "to come"
+        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "not yet"
         rows.append((part, ", ".join(task.id for task in of), whose))
         hook = of[0].hook.partition(".")[0]
         lanes[part] = next((lane for lane, hooks in LANES.items() if hook in hooks), "and")
@@ -313,7 +322,7 @@ def parts(folder: str = FOLDER) -> Parts:
 
 
 def _owned(task, folder):
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if own is None and path.exists():
         own = _load(path, task)
     return bool(getattr(own, "own", False)) and not any(faults(task, own))

@@ -111,7 +111,7 @@ function drawModel(model) {
   model.sizeLine.replaceChildren(element("strong", {}, `${size.bytes.toLocaleString("en")} bytes`),
     ` ${size.effective_bits.toFixed(2)} bits a weight${model.bits === 32 ? "" : " with all that stays in 32 bits"}`
     + `${ms === undefined ? "" : `, ${ms.toFixed(1)} ms an image`}.`);
-  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), ` ${sure(model)}`] : []));
+  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), " ", element("span", {}, sure(model))] : []));
   if (state.image) drawMap(model);
   else drawImage(model.canvas, null);
   const order = model.classes.map((_, i) => i);
@@ -178,7 +178,8 @@ function buildControls() {
 function build() {
   const drawn = frame !== null, opened = [1, 3].includes(CHANNELS);
   const ways = [drawn && "draw", opened && "open or drop a picture", examples && "choose an example"].filter(Boolean);
-  byId("hint").textContent = `${ways.join(", or ")}.`.replace(/^./, (c) => c.toUpperCase());
+  const others = ways.slice(0, -1).map((way) => `${way}, `).join("");
+  byId("hint").textContent = `${others}${others && "or "}${ways.at(-1) ?? ""}.`.replace(/^./, (c) => c.toUpperCase());
   byId("tools").hidden = byId("keys").hidden = !drawn;
   byId("pictures").hidden = !opened;
   byId("invert-label").hidden = true;
