@@ -610,7 +610,6 @@ unuse()
 
 # %%
 keep(best_scale, binary_codes, signs_step, slope)
-print(parts())
 
 # %% kind="see"
 parts()
