@@ -404,7 +404,7 @@ def test_every_picture_in_the_docs_is_made_by_the_page():
     text = (DOCS / "attention.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^\]]+\]\(figures/(\w+)\.png\)", text))
     saved = set(re.findall(r'savefig\("figures/(\w+)\.png"', text))
-    assert shown == saved | {"page"} and len(shown) == 10
+    assert shown == saved | {"page"} and len(shown) == 13
     for name in shown:
         assert 5_000 < (DOCS / "figures" / f"{name}.png").stat().st_size < 150_000
     for name in set(re.findall(r"tb\.viz\.(\w+)", text)):
