@@ -369,7 +369,7 @@ fig
 
 # %% [markdown]
 # BitNet's level is too small and so is its threshold, by the measure of this picture: the error could be 0.19 instead
-# of 0.26. And for small networks even the *median*, with 0.32, is recommended (Nielsen & Schneider-Kamp 2024, arXiv
+# of 0.26. And for small networks even the *median*, with 0.31, is recommended (Nielsen & Schneider-Kamp 2024, arXiv
 # 2407.09527). Is something wrong with BitNet, or with the measure?
 #
 # ## 5. Your own quantiser
@@ -556,7 +556,7 @@ for (name, when), found in results.items():
         ax.plot([error.mean()] * 8, right, markers[name], color=color, markersize=8, alpha=0.5, label=f"{name}, {when}")
 ax.axhline(means["8 bits", "in training"], color="0.4", linestyle=":", label="8 bits")
 ax.set(xlabel="relative error of the weights", ylabel="test accuracy (%)", ylim=(20, 101), xlim=(0, 0.65))
-ax.legend(frameon=False, loc="lower left", fontsize=8)
+ax.legend(frameon=False, loc="lower left", fontsize=9)
 ax.grid(alpha=0.3)
 fig
 
@@ -584,7 +584,6 @@ fig
 
 # %%
 keep(ternary_codes, absmax_codes, bit_linear, bit_linear_backward, Survivors)
-print(parts())
 
 # %% kind="see"
 parts()

@@ -553,7 +553,6 @@ figure
 
 # %%
 keep(pack_1bit, unpack_1bit, pack_2bit, unpack_2bit, pack_base3, unpack_base3, signs_dot, size_table)
-print(parts())
 
 # %% kind="see"
 parts()
@@ -567,3 +566,11 @@ parts()
 # 2. (15 min) With one float32 scale a row, a ternary row of $K$ weights in base 3 takes $\lceil K / 5 \rceil + 4$
 #    bytes. From which $K$ on is that always below 2 bits a weight? Below 1.7? Hand in both, found by calculating, and a
 #    check.
+# 3. (30 min) Write `unpack_int4(packed)` with shifts and without a table. The layout `"int4"` is two's complement, from
+#    $-8$ to 7. Test it on all 256 bytes against `tb.quant.unpack`.
+# 4. (30 min) $\log_2 3$ bounds *equally likely* trits. With a share $p$ of zeros and the rest split evenly the entropy
+#    is $-p \log_2 p - (1 - p) \log_2 \frac{1 - p}{2}$. Take the shares of a trained `tb.ViT(bits=1.58)` from
+#    `tb.quant.describe(model.model_)`, and say how much an arithmetic coder could still save over base 3.
+# 5. (an evening) The layout `"hf"` puts rows, not columns, side by side into a byte: row $r$ with $r + R$, $r + 2R$ and
+#    $r + 3R$, $R$ a quarter of the rows. Write its `pack`, test it against `tb.quant.pack(codes, "hf")`, and say why
+#    that is kind to a GPU, and why `out` must be a multiple of 4.

@@ -131,8 +131,9 @@ own = Task("6.5", "Survivors")
 
 
 def quantised(answer, w):
-    assert isinstance(answer, type) and issubclass(answer, Quantizer), "it must be a class, a subclass of Quantizer"
-    return answer().codes(np, w)
+    quantizer = answer()
+    assert isinstance(quantizer, Quantizer), "it must be a class, a subclass of Quantizer"
+    return quantizer.codes(np, w)
 
 
 @own.check(
