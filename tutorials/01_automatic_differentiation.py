@@ -587,8 +587,8 @@ for mistake in (three_numbers, twice, integers):
         print(f"{mistake.__name__}: {error}\n")
 
 # %% [markdown]
-# Yours adds up a g of the wrong meaning for the first, counts everything double for the second, and takes any numbers
-# for the third, without a word.
+# Yours adds up three derivatives for the first, counts too much in the second, since the parts of the first walk are
+# still there, and takes any numbers for the third, without a word.
 #
 # ## What you take along
 #

@@ -81,8 +81,8 @@ answer("the second row", "2 3 6 7", measured=" ".join(f"{v:.0f}" for v in rows[1
 # %% kind="your-turn"
 @yours("2.1")
 def patchify(x, patch_size):
-    """Images (N, H, W, C) -> rows (N, T, ph pw C), patches in reading order and so the pixels in each."""
-    # the image above and patch_size (2, 2): first the row 0 1 4 5, then the one that you predicted
+    """(N, H, W, C) -> (N, T, ph pw C): patches, and pixels in each, in reading order."""
+    # the image above and (2, 2): first the row 0 1 4 5, then the one you predicted
     (n, height, width, c), (ph, pw) = x.shape, patch_size
     x = x.reshape(n, height // ph, ph, width // pw, pw, c)
     ...  # two lines: one transpose, one reshape
@@ -94,7 +94,7 @@ check(patchify)
 # %% kind="solution"
 @solution("2.1")
 def patchify(x, patch_size):
-    """Images (N, H, W, C) -> rows (N, T, ph pw C), patches in reading order and so the pixels in each."""
+    """(N, H, W, C) -> (N, T, ph pw C): patches, and pixels in each, in reading order."""
     (n, height, width, c), (ph, pw) = x.shape, patch_size
     x = x.reshape(n, height // ph, ph, width // pw, pw, c)
     x = x.transpose(0, 1, 3, 2, 4, 5)
@@ -178,8 +178,8 @@ tokens = F.patchify(digit.astype("float32"), 2).numpy()[0]
 print(digits, tokens.shape)
 
 # %% kind="see"
-fig = new_figure(6, 3)
-left, right = fig.subplots(1, 2, width_ratios=[1, 1.6])
+fig = new_figure(4.6, 5.4)
+left, right = fig.subplots(2, 1, height_ratios=[2, 1])
 left.imshow(digit[0, :, :, 0], cmap="gray_r", extent=(0, 8, 8, 0))
 for edge in range(0, 9, 2):
     left.axhline(edge, color=PALETTE[0], linewidth=1.5)
@@ -189,7 +189,7 @@ for t in range(16):
     left.text(2 * (t % 4) + 0.2, 2 * (t // 4) + 0.8, t, fontsize=11, bbox=label)
 left.set(title=f"a {digits.classes[digits.y_test[0]]}, 16 patches", xticks=[], yticks=[])
 right.imshow(tokens.T, cmap="gray_r", aspect="auto")
-right.set(title="the same as 16 tokens", xlabel="token", ylabel="number in the token")
+right.set(title="the same as 16 tokens", xlabel="token", ylabel="number in it")
 right.set(xticks=range(0, 16, 3), yticks=range(4))
 assert ops.OPS["patchify"].__name__ == "YourPatchify"
 fig
@@ -264,7 +264,7 @@ print(f"the patches of 64 digits: {1000 * slow:.0f} ms")
 @yours("2.3")
 def linear(x, weight, bias):
     """y = x W^T + b: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    # x = [1, 2], weight = [[1, 0], [0, 1], [1, 1]], bias = [0, 0, 10] gives [1, 2, 13]
+    # [1, 2] with weight [[1, 0], [0, 1], [1, 1]] and bias [0, 0, 10]: [1, 2, 13]
     return ...
 
 
@@ -290,17 +290,17 @@ assert slow > 10 * fast
 # Its backward, from one element as in lesson 01. With $r$ for the row, $y_{ro} = b_o + \sum_i x_{ri} W_{oi}$:
 #
 # $$\frac{\partial L}{\partial x_{ri}} = \sum_o g_{ro} \frac{\partial y_{ro}}{\partial x_{ri}}
-# = \sum_o g_{ro} W_{oi}, \qquad \text{which is } g\,W .$$
+# = \sum_o g_{ro} W_{oi},$$
 #
-# For the weight and the bias, ask in which elements of y they take part. $W_{oi}$ and $b_o$ are the same for *all*
-# rows, for every patch of every image: each row has its part in their gradient, and parts add up.
+# which is $g\,W$. For the weight and the bias, ask in which elements of y they take part. $W_{oi}$ and $b_o$ are the
+# same for *all* rows, for every patch of every image: each row has its part in their gradient, and parts add up.
 
 
 # %% kind="your-turn"
 @yours("2.4")
 def linear_backward(g, y, x, weight, bias):
-    """(dL/dx, dL/dweight, dL/dbias), of the shapes of x (..., in), weight (out, in), bias (out,)."""
-    # g.reshape(-1, g.shape[-1]) has one line for each row, however many axes there were
+    """(dL/dx, dL/dweight, dL/dbias): (..., in), (out, in), (out,), as the inputs."""
+    # g.reshape(-1, g.shape[-1]) has one line for each row
     ...
 
 
@@ -310,7 +310,7 @@ check(linear_backward)
 # %% kind="solution"
 @solution("2.4")
 def linear_backward(g, y, x, weight, bias):
-    """(dL/dx, dL/dweight, dL/dbias), of the shapes of x (..., in), weight (out, in), bias (out,)."""
+    """(dL/dx, dL/dweight, dL/dbias): (..., in), (out, in), (out,), as the inputs."""
     rows = g.reshape(-1, g.shape[-1])
     return g @ weight, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(axis=0)
 
@@ -384,8 +384,9 @@ assert abs(without).max() < 1e-5
 assert abs(with_positions).max() > 0.01
 
 # %% kind="see"
-fig = new_figure(6, 2.8)
-axes = fig.subplots(1, 3, width_ratios=[1, 1, 1.5])
+fig = new_figure(4.6, 4.8)
+grid = fig.add_gridspec(2, 2)
+axes = [fig.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :])]
 for ax, picture, title in zip(axes, (digit, puzzle), ("the image", "shuffled"), strict=False):
     ax.imshow(picture[0, :, :, 0], cmap="gray_r")
     ax.set(title=title, xticks=[], yticks=[])
@@ -407,8 +408,8 @@ fig
 # %% kind="your-turn"
 @yours("2.5")
 def add_backward(g, y, a, b):
-    """What y = a + b hands down: (dL/da, dL/db), of the shapes of a and b, which may have been broadcast."""
-    # a (2, 3, 4) and b (1, 3, 4), g all ones: dL/da is all ones, dL/db all twos
+    """What y = a + b hands down: (dL/da, dL/db), of the shapes of a and b."""
+    # a (2, 3, 4), b (1, 3, 4), g all ones: dL/da is all ones, dL/db all twos
     ...
 
 
@@ -418,7 +419,7 @@ check(add_backward)
 # %% kind="solution"
 @solution("2.5")
 def add_backward(g, y, a, b):
-    """What y = a + b hands down: (dL/da, dL/db), of the shapes of a and b, which may have been broadcast."""
+    """What y = a + b hands down: (dL/da, dL/db), of the shapes of a and b."""
     return unbroadcast(g, a.shape), unbroadcast(g, b.shape)
 
 
@@ -470,8 +471,8 @@ assert abs(scores[0] - scores[1]) < 0.03
 assert scores[2] < scores[0] - 0.1
 
 # %% kind="see"
-fig = new_figure(6, 3.4)
-grid = fig.add_gridspec(3, 5, width_ratios=[1, 1, 1, 1, 4])
+fig = new_figure(4.6, 5)
+grid = fig.add_gridspec(4, 4, height_ratios=[1, 1, 1, 2])
 for row, (name, (_, test)) in enumerate(cases.items()):
     for column in range(4):
         ax = fig.add_subplot(grid[row, column])
@@ -479,12 +480,12 @@ for row, (name, (_, test)) in enumerate(cases.items()):
         ax.set(xticks=[], yticks=[])
         if column == 0:
             ax.set_ylabel(name.replace("order ", "order\n").replace("as ", "as\n"), rotation=0, ha="right", va="center")
-ax = fig.add_subplot(grid[:, 4])
+ax = fig.add_subplot(grid[3, :])
 bars = ax.barh(range(3), [100 * s for s in scores], color=PALETTE[0], height=0.6)
 ax.bar_label(bars, fmt="%.0f %%", padding=3)
 ax.axvline(10, color="0.4", linestyle=":")
-ax.text(13, 2.48, "guessing", color="0.3")
-ax.set(xlim=(0, 135), yticks=[], xticks=[0, 50, 100], xlabel="test accuracy (%)", ylim=(2.6, -0.5))
+ax.set(xlim=(0, 118), yticks=range(3), xlabel="test accuracy (%); dotted: guessing", ylim=(2.5, -0.5))
+ax.set_yticklabels(cases)
 fig
 
 # %% [markdown]

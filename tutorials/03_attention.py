@@ -95,8 +95,8 @@ answer("softmax of (1000, 1000), written like this", "nan, nan", measured=", ".j
 # %% kind="your-turn"
 @yours("3.1")
 def softmax(x):
-    """e^x / sum of e^x over the last axis, without overflow: (..., n) -> (..., n)."""
-    # [0, ln 2, 0] gives [0.25, 0.5, 0.25], and so does [1000, 1000 + ln 2, 1000]
+    """e^x over the sum of e^x along the last axis, without overflow."""
+    # [0, ln 2, 0] gives [0.25, 0.5, 0.25]; so does [1000, 1000 + ln 2, 1000]
     ...
 
 
@@ -106,7 +106,7 @@ check(softmax)
 # %% kind="solution"
 @solution("3.1")
 def softmax(x):
-    """e^x / sum of e^x over the last axis, without overflow: (..., n) -> (..., n)."""
+    """e^x over the sum of e^x along the last axis, without overflow."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -115,7 +115,10 @@ def softmax(x):
 # Now backward. Every share depends on every score, so there is a whole matrix of derivatives, the **Jacobian**. By the
 # quotient rule, with $Z = \sum_l e^{s_l}$, the derivative of $p_i = e^{s_i} / Z$ with respect to $s_j$ is
 #
-# $$\frac{\partial p_i}{\partial s_j} = \frac{1[i = j]\, e^{s_i} Z - e^{s_i} e^{s_j}}{Z^2} = p_i \,(1[i = j] - p_j) .$$
+# $$\begin{aligned}
+# \frac{\partial p_i}{\partial s_j} &= \frac{1[i = j]\, e^{s_i} Z - e^{s_i} e^{s_j}}{Z^2} \\
+# &= p_i \,(1[i = j] - p_j) .
+# \end{aligned}$$
 #
 # From above arrives $g_i = \partial L / \partial p_i$. Before you go on: all scores of a row rise by 1. How does L
 # change, and so, what do the numbers $\partial L / \partial s_j$ of a row add up to, whatever g is?
@@ -156,7 +159,7 @@ assert np.abs(sums).max() < 1e-12
 # %% kind="your-turn"
 @yours("3.2")
 def softmax_backward(g, y, x):
-    """dL/dx from g = dL/dy, for y = softmax(x) over the last axis; without the Jacobian."""
+    """dL/dx from g = dL/dy, for y = softmax(x); without the Jacobian."""
     # y = [0.5, 0.5], g = [1, 0] gives [0.25, -0.25]
     ...
 
@@ -167,7 +170,7 @@ check(softmax_backward)
 # %% kind="solution"
 @solution("3.2")
 def softmax_backward(g, y, x):
-    """dL/dx from g = dL/dy, for y = softmax(x) over the last axis; without the Jacobian."""
+    """dL/dx from g = dL/dy, for y = softmax(x); without the Jacobian."""
     return y * (g - (g * y).sum(axis=-1, keepdims=True))
 
 
@@ -263,7 +266,7 @@ print(f"65 tokens, one number at a time: {1000 * slow:.0f} ms")
 # %% kind="your-turn"
 @yours("3.3")
 def attention(q, k, v):
-    """softmax(q k^T / sqrt d) v: q (..., T, d), k (..., S, d), v (..., S, e) -> (..., T, e)."""
+    """softmax(q k^T / sqrt d) v: (..., T, d), (..., S, d), (..., S, e) -> (..., T, e)."""
     # swapaxes(-1, -2) transposes each matrix of a stack
     ...
 
@@ -274,7 +277,7 @@ check(attention)
 # %% kind="solution"
 @solution("3.3")
 def attention(q, k, v):
-    """softmax(q k^T / sqrt d) v: q (..., T, d), k (..., S, d), v (..., S, e) -> (..., T, e)."""
+    """softmax(q k^T / sqrt d) v: (..., T, d), (..., S, d), (..., S, e) -> (..., T, e)."""
     return softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])) @ v
 
 
@@ -298,10 +301,10 @@ assert np.allclose(attention(q, k, v), ask_all(Q, K, V))
 @yours("3.4")
 def attention_backward(g, y, q, k, v):
     """(dL/dq, dL/dk, dL/dv) from g = dL/dy, for y = attention(q, k, v)."""
-    # matmul_backward(g, y, a, b) gives the two gradients of y = a @ b, and softmax_backward(g, y, x) is above
+    # matmul_backward(g, y, a, b) gives the two gradients of y = a @ b
     scale = 1 / math.sqrt(q.shape[-1])
     p = softmax(scale * q @ k.swapaxes(-1, -2))
-    ...  # four lines: dp and dv; ds; dq and dk, for which the order of k's axes matters
+    ...  # four lines: dp, dv; ds; dq, dk (mind the order of k's axes); return
 
 
 check(attention_backward)
@@ -384,10 +387,10 @@ print(f"64 digits, 8 heads: {1000 * slow:.1f} ms")
 # %% kind="your-turn"
 @yours("3.5")
 def multi_head_attention(qkv, heads):
-    """Attention of every head: (N, T, 3 h d), with q, k, v side by side, -> (N, T, h d), head beside head."""
+    """Attention of every head: (N, T, 3 h d), q beside k beside v, -> (N, T, h d)."""
     n, t, width = qkv.shape
     qkv = qkv.reshape(n, t, 3, heads, width // (3 * heads))
-    ...  # q, k, v as (n, heads, t, d); attention; and the heads side by side again
+    ...  # q, k, v as (n, heads, t, d); attention; heads side by side again
 
 
 check(multi_head_attention)
@@ -396,7 +399,7 @@ check(multi_head_attention)
 # %% kind="solution"
 @solution("3.5")
 def multi_head_attention(qkv, heads):
-    """Attention of every head: (N, T, 3 h d), with q, k, v side by side, -> (N, T, h d), head beside head."""
+    """Attention of every head: (N, T, 3 h d), q beside k beside v, -> (N, T, h d)."""
     n, t, width = qkv.shape
     qkv = qkv.reshape(n, t, 3, heads, width // (3 * heads))
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)
@@ -413,8 +416,9 @@ def multi_head_attention(qkv, heads):
 def multi_head_attention_backward(g, y, qkv, heads):
     """dL/dqkv (N, T, 3 h d) from g = dL/dy (N, T, h d)."""
     n, t, width = qkv.shape
-    split = qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4)  # q, k, v
-    ...  # g as (n, heads, t, d); np.stack puts dq, dk and dv into one array (3, n, heads, t, d)
+    split = qkv.reshape(n, t, 3, heads, width // (3 * heads))
+    split = split.transpose(2, 0, 3, 1, 4)  # q, k, v
+    ...  # g as (n, heads, t, d); np.stack of dq, dk, dv is (3, n, heads, t, d)
 
 
 check(multi_head_attention_backward)
@@ -500,18 +504,18 @@ assert shares[0, 0, token].max() > 0.99
 assert output[0, token, :8].round(2).tolist() == address[0, token - 1, :8].tolist()  # head 0 brings its address home
 
 # %% kind="see"
-fig = new_figure(6.5, 4.2)
-axes = fig.subplots(2, 4)
+fig = new_figure(4.6, 6.6)
+axes = fig.subplots(4, 2)
 norm = Normalize(0, 100)
 grey = np.full((8, 8, 3), 255, "uint8")
-for row, name in enumerate(("head 0: left", "head 1: up")):
-    for ax, at in zip(axes[row], [(2, 2), (1, 3), (2, 0), (0, 2)], strict=True):
-        values = 100 * shares[0, row, at[0] * 4 + at[1]].reshape(4, 4)
+for head, name in enumerate(("head 0: left", "head 1: up")):
+    for ax, at in zip(axes[:, head], [(2, 2), (1, 3), (2, 0), (0, 2)], strict=True):
+        values = 100 * shares[0, head, at[0] * 4 + at[1]].reshape(4, 4)
         show_map(ax, grey, values, norm)
         mark_patch(ax, at, (2, 2))
-        ax.set_title(f"from {at[0]}, {at[1]}", fontsize=12)
-    axes[row, 0].set_ylabel(name, fontsize=12)
-color_bar(fig, axes.flat, norm, "share of attention (%); framed: the patch that asks")
+        ax.set_xlabel(f"row {at[0]}, column {at[1]}")
+    axes[0, head].set_title(name)
+color_bar(fig, axes.flat, norm, "share (%); framed: the patch that asks")
 fig
 
 # %% [markdown]

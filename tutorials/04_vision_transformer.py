@@ -33,14 +33,15 @@ numeric_gradient, softmax = mine("numeric_gradient", "softmax")
 # ## 1. The whole network in four lines
 #
 # $$\begin{aligned}
-# z_0 &= [x^1 E; \dots; x^T E] + E_{\text{pos}} && \text{(embedding)} \\
-# z'_l &= \text{MSA}(\text{LN}(z_{l-1})) + z_{l-1} && \text{(tokens talk to each other)} \\
-# z_l &= \text{MLP}(\text{LN}(z'_l)) + z'_l && \text{(each token thinks alone)} \\
-# y &= \text{head}(\text{mean}_t\, \text{LN}(z_L)) && \text{(vote)}
+# z_0 &= [x^1 E; \dots; x^T E] + E_{\text{pos}} \\
+# z'_l &= \text{MSA}(\text{LN}(z_{l-1})) + z_{l-1} \\
+# z_l &= \text{MLP}(\text{LN}(z'_l)) + z'_l \\
+# y &= \text{head}(\text{mean}_t\, \text{LN}(z_L))
 # \end{aligned}$$
 #
-# These are equations 1 to 4 of Dosovitskiy et al. 2020 (arXiv 2010.11929), with a mean over the patches where the paper
-# reads a class token. MSA is attention with its two linear layers. The two middle lines are a *block*.
+# Cut and embed; tokens talk to each other; each token thinks alone; a vote. These are equations 1 to 4 of Dosovitskiy
+# et al. 2020 (arXiv 2010.11929), with a mean over the patches where the paper reads a class token. MSA is attention
+# with its two linear layers. The two middle lines are a *block*.
 #
 # An image of 8 x 8 pixels in patches of 2 x 2, dim 32, 4 heads. How many shares of attention are there in one block?
 
@@ -88,7 +89,11 @@ network.zero_grad()
 # size does not suit the other. **Layer norm** brings each token to one size before it enters a branch: take away its
 # mean, divide by its standard deviation. Then comes a learnt weight and bias for each column:
 #
-# $$u = x - \text{mean}(x), \quad s = \sqrt{\text{mean}(u^2) + \epsilon}, \quad z = \frac{u}{s}, \quad y = z\,w + b .$$
+# $$\begin{aligned}
+# u &= x - \text{mean}(x), \\
+# s &= \sqrt{\text{mean}(u^2) + \epsilon}, \\
+# y &= z\,w + b, \qquad z = u / s .
+# \end{aligned}$$
 #
 # The means run over the numbers of one token; $\epsilon = 10^{-6}$ keeps $s$ from 0. Somebody multiplies a token by 100
 # and adds 7 to each of its numbers. What becomes of y?
@@ -122,7 +127,7 @@ answer("y of the other token", "hardly any change", measured="hardly any change"
 # %% kind="your-turn"
 @yours("4.1")
 def layer_norm(x, weight, bias, eps=1e-6):
-    """z w + b with z = (x - mean) / s over the last axis: x (..., n), weight (n,), bias (n,) -> (..., n)."""
+    """z w + b over the last axis: x (..., n), weight (n,), bias (n,) -> (..., n)."""
     # x = [1, 1, 5, 5], weight all 1 and bias all 0: [-1, -1, 1, 1]
     ...
 
@@ -133,7 +138,7 @@ check(layer_norm)
 # %% kind="solution"
 @solution("4.1")
 def layer_norm(x, weight, bias, eps=1e-6):
-    """z w + b with z = (x - mean) / s over the last axis: x (..., n), weight (n,), bias (n,) -> (..., n)."""
+    """z w + b over the last axis: x (..., n), weight (n,), bias (n,) -> (..., n)."""
     u = x - x.mean(axis=-1, keepdims=True)
     s = np.sqrt((u * u).mean(axis=-1, keepdims=True) + eps)
     return u / s * weight + bias
@@ -143,9 +148,11 @@ def layer_norm(x, weight, bias, eps=1e-6):
 # Backward. w and b are linear layers of one number each, you know their kind. The work is z, whose every number depends
 # on all numbers of the token, through the mean and through $s$. With n numbers,
 #
-# $$\frac{\partial s}{\partial x_j} = \frac{1}{2 s} \cdot \frac{2 u_j}{n} = \frac{z_j}{n}, \qquad
-# \frac{\partial z_i}{\partial x_j} = \frac{1[i = j] - 1/n}{s} - \frac{u_i}{s^2} \cdot \frac{z_j}{n}
-# = \frac{1}{s} \left( 1[i = j] - \frac1n - \frac{z_i z_j}{n} \right) .$$
+# $$\begin{aligned}
+# \frac{\partial s}{\partial x_j} &= \frac{1}{2 s} \cdot \frac{2 u_j}{n} = \frac{z_j}{n}, \\
+# \frac{\partial z_i}{\partial x_j} &= \frac{1[i = j] - 1/n}{s} - \frac{u_i}{s^2} \cdot \frac{z_j}{n} \\
+# &= \frac{1}{s} \left( 1[i = j] - \frac1n - \frac{z_i z_j}{n} \right) .
+# \end{aligned}$$
 #
 # It is the softmax once more: a full Jacobian, which nobody needs to build. With $h_i = \partial L / \partial z_i =
 # g_i w_i$, put it into $\sum_i h_i\, \partial z_i / \partial x_j$ and write what is left as means over the token.
@@ -154,10 +161,11 @@ def layer_norm(x, weight, bias, eps=1e-6):
 # %% kind="your-turn"
 @yours("4.2")
 def layer_norm_backward(g, y, x, weight, bias, eps=1e-6):
-    """(dL/dx, dL/dweight, dL/dbias), of the shapes of x (..., n), weight (n,), bias (n,)."""
+    """(dL/dx, dL/dweight, dL/dbias): (..., n), (n,), (n,), as the inputs."""
     u = x - x.mean(axis=-1, keepdims=True)
     s = np.sqrt((u * u).mean(axis=-1, keepdims=True) + eps)
-    z, h, tokens = u / s, g * weight, tuple(range(x.ndim - 1))  # tokens: the axes that count them
+    z, h = u / s, g * weight
+    tokens = tuple(range(x.ndim - 1))  # the axes that count them
     ...
 
 
@@ -167,10 +175,11 @@ check(layer_norm_backward)
 # %% kind="solution"
 @solution("4.2")
 def layer_norm_backward(g, y, x, weight, bias, eps=1e-6):
-    """(dL/dx, dL/dweight, dL/dbias), of the shapes of x (..., n), weight (n,), bias (n,)."""
+    """(dL/dx, dL/dweight, dL/dbias): (..., n), (n,), (n,), as the inputs."""
     u = x - x.mean(axis=-1, keepdims=True)
     s = np.sqrt((u * u).mean(axis=-1, keepdims=True) + eps)
-    z, h, tokens = u / s, g * weight, tuple(range(x.ndim - 1))
+    z, h = u / s, g * weight
+    tokens = tuple(range(x.ndim - 1))
     dx = (h - h.mean(axis=-1, keepdims=True) - z * (h * z).mean(axis=-1, keepdims=True)) / s
     return dx, (g * z).sum(axis=tokens), g.sum(axis=tokens)
 
@@ -226,8 +235,10 @@ answer("the largest slope of GELU", 1.13, measured=slopes.max(), tolerance=0.005
 # NumPy has no $\Phi$, but it has tanh, another curve from one level to another. Choose u so that $(1 + \tanh u) / 2$
 # follows $\Phi(x)$. Near 0, in powers of x,
 #
-# $$\Phi(x) = \frac12 + \frac{1}{\sqrt{2 \pi}} \left(x - \frac{x^3}{6} + \dots\right), \qquad
-# \frac{1 + \tanh u}{2} = \frac12 + \frac12 \left(u - \frac{u^3}{3} + \dots\right),$$
+# $$\begin{aligned}
+# \Phi(x) &= \frac12 + \frac{1}{\sqrt{2 \pi}} \left(x - \frac{x^3}{6} + \dots\right), \\
+# \frac{1 + \tanh u}{2} &= \frac12 + \frac12 \left(u - \frac{u^3}{3} + \dots\right),
+# \end{aligned}$$
 #
 # so u must begin with $\sqrt{2 / \pi}\, x$. With $u = \sqrt{2/\pi}\,(x + a x^3)$ the third powers agree for
 # $a = \frac{2}{3 \pi} - \frac16 = 0.0455$; a little less, $a = 0.044715$, serves the whole line best, and is what
@@ -244,7 +255,7 @@ def gelu(x):
 
 @yours("4.4")
 def gelu_backward(g, y, x):
-    """dL/dx from g = dL/dy: the derivative of a product, x times (1 + tanh u) / 2."""
+    """dL/dx from g = dL/dy: y is a product, x times (1 + tanh u) / 2."""
     # at x = 1 and g = 1: 1.0830
     ...
 
@@ -262,7 +273,7 @@ def gelu(x):
 
 @solution("4.4")
 def gelu_backward(g, y, x):
-    """dL/dx from g = dL/dy: the derivative of a product, x times (1 + tanh u) / 2."""
+    """dL/dx from g = dL/dy: y is a product, x times (1 + tanh u) / 2."""
     root = math.sqrt(2 / math.pi)
     t = np.tanh(root * (x + 0.044715 * x * x * x))
     du = root * (1 + 3 * 0.044715 * x * x)
@@ -275,8 +286,8 @@ use(gelu=(gelu, gelu_backward))
 # %% kind="see"
 fast = min(repeat(lambda: gelu(at), number=1, repeat=20))
 print(f"{1000 * slow:.1f} ms by erf, {1000 * fast:.2f} ms by tanh: {slow / fast:.0f} times as fast")
-fig = new_figure(6, 2.8)
-left, right = fig.subplots(1, 2)
+fig = new_figure(4.6, 5)
+left, right = fig.subplots(2, 1, sharex=True)
 left.plot(at, curve, color=PALETTE[0], label="GELU")
 left.plot(at, gelu_backward(1.0, None, at), "--", color=PALETTE[1], label="its slope")
 left.legend(frameon=False)
@@ -284,7 +295,6 @@ right.plot(at, 1e4 * (gelu(at) - curve), color=PALETTE[2])
 right.set(title="tanh formula - exact, in 1e-4", xlabel="x")
 for ax in (left, right):
     ax.grid(alpha=0.3)
-left.set(xlabel="x")
 assert np.abs(gelu(at) - curve).max() < 5e-4
 assert slow > 2 * fast
 fig
@@ -295,8 +305,10 @@ fig
 # A linear layer from $a$ to $b$ has $ab + b$ numbers, a layer norm over $d$ has $2 d$. With $d$ = dim, $r$ = width of
 # the MLP / dim and $L$ blocks, a block has
 #
-# $$\underbrace{3 d^2 + 3 d}_{\text{qkv}} + \underbrace{d^2 + d}_{\text{proj}}
-# + \underbrace{2 r d^2 + r d + d}_{\text{MLP}} + \underbrace{4 d}_{\text{2 norms}} .$$
+# $$\begin{aligned}
+# &\underbrace{3 d^2 + 3 d}_{\text{qkv}} + \underbrace{d^2 + d}_{\text{proj}} \\
+# &+ \underbrace{2 r d^2 + r d + d}_{\text{MLP}} + \underbrace{4 d}_{\text{2 norms}} .
+# \end{aligned}$$
 #
 # Which share of all parameters lies in the linear layers of the blocks, the ones that lessons 05 and 06 are going to
 # squeeze? (dim 32, r = 2, 2 blocks, 16 tokens of 4 pixels, 10 classes.)
@@ -316,13 +328,13 @@ answer("share in the linear layers of the blocks", 93, measured=100 * share, tol
 assert counted == sum(by_hand.values())
 
 # %% kind="see"
-fig = new_figure(6, 2.8)
+fig = new_figure(4.8, 3)
 ax = fig.subplots()
 colors = [PALETTE[name not in ("qkv", "proj", "MLP")] for name in by_hand]
 bars = ax.barh(list(by_hand), list(by_hand.values()), color=colors)
 ax.bar_label(bars, fmt="{:,.0f}", padding=3)
 ax.invert_yaxis()
-ax.set(xlabel="parameters", title="blue: the linear layers of the blocks", xlim=(0, 10_500))
+ax.set(xlabel="parameters", title="blue: linear layers of the blocks", xlim=(0, 11_000), xticks=[0, 4000, 8000])
 fig
 
 # %% [markdown]
@@ -361,14 +373,18 @@ answer("loss of the untrained network", 2.3, measured=start, tolerance=0.5)
 # For large logits the powers overflow, as in lesson 03; and taking away the maximum is not enough here, since a share
 # may round to 0, whose logarithm is not finite. So never form the share. With $m = \max_j s_j$,
 #
-# $$l = -\ln \frac{e^{s_t}}{\sum_j e^{s_j}} = -s_t + \ln \sum_j e^{s_j} = (m - s_t) + \ln \sum_j e^{s_j - m} .$$
+# $$\begin{aligned}
+# l &= -\ln \frac{e^{s_t}}{\sum_j e^{s_j}} = -s_t + \ln \sum_j e^{s_j} \\
+# &= (m - s_t) + \ln \sum_j e^{s_j - m} .
+# \end{aligned}$$
 
 
 # %% kind="your-turn"
 @yours("4.5")
 def cross_entropy(logits, target):
-    """The mean of -ln p_t over the rows: logits (N, C), target (N,) whole numbers -> one number."""
-    # logits [[0, 1000]] and target [0]: 1000, not infinity. s[np.arange(N), target] picks one number of each row
+    """The mean of -ln p_t: logits (N, C), target (N,) whole numbers -> one number."""
+    # logits [[0, 1000]] and target [0]: 1000, not infinity
+    # s[np.arange(N), target] picks one number of each row
     ...
 
 
@@ -378,7 +394,7 @@ check(cross_entropy)
 # %% kind="solution"
 @solution("4.5")
 def cross_entropy(logits, target):
-    """The mean of -ln p_t over the rows: logits (N, C), target (N,) whole numbers -> one number."""
+    """The mean of -ln p_t: logits (N, C), target (N,) whole numbers -> one number."""
     below = logits - logits.max(axis=-1, keepdims=True)
     picked = below[np.arange(len(target)), target]
     return (np.log(np.exp(below).sum(axis=-1)) - picked).mean()
@@ -453,8 +469,9 @@ assert abs(cross_entropy(logits, y) - start) < 1e-6
 # %% kind="your-turn"
 @yours("4.7")
 def train_step(network, optimizer, x, y):
-    """Change the network's weights by one step on images x of classes y; the loss before the step, a number."""
-    # optimizer.zero_grad(), F.cross_entropy(network(x), y), .backward(), optimizer.step(), .item(): in which order?
+    """One step on images x of classes y; returns the loss before it, a number."""
+    # optimizer.zero_grad(), optimizer.step(), F.cross_entropy(network(x), y),
+    # loss.backward(), loss.item(): in which order?
     ...
 
 
@@ -464,7 +481,7 @@ check(train_step)
 # %% kind="solution"
 @solution("4.7")
 def train_step(network, optimizer, x, y):
-    """Change the network's weights by one step on images x of classes y; the loss before the step, a number."""
+    """One step on images x of classes y; returns the loss before it, a number."""
     optimizer.zero_grad()
     loss = F.cross_entropy(network(x), y)
     loss.backward()
@@ -496,7 +513,7 @@ assert losses[-1] < 0.05
 # ## 7. `fit`
 #
 # `tb.ViT` wraps network, optimiser, learning-rate schedule and normalisation as a scikit-learn classifier, and takes
-# your step some 300 times. `eval_set` only measures; nothing is chosen by it. After how many passes over the 1,347
+# such a step some 300 times. `eval_set` only measures; nothing is chosen by it. After how many passes over the 1,347
 # training images, called *epochs*, is it right on 90 % of the test images?
 
 # %% kind="predict"
@@ -531,7 +548,7 @@ tb.viz.plot_confusion(digits.y_test, guesses)
 # %% kind="see"
 wrong = np.flatnonzero(guesses != digits.y_test)
 print(f"{len(wrong)} of {len(guesses)} wrong; the first ones:")
-tb.viz.plot_predictions(model, digits.X_test, digits.y_test, images=[*range(8 - min(len(wrong), 4)), *wrong[:4]])
+tb.viz.plot_predictions(model, digits.X_test, digits.y_test, images=list(wrong[:4]))
 
 # %% [markdown]
 # ## 8. Is it any good?

@@ -30,6 +30,7 @@ def typeset(text):
 
 
 def _paragraph(text):
+    text = re.sub(r"\b(\w+) x \1\b", r"\1 × \1", text)  # n x n is a size, in which x is no name
     tokens = [(m.lastgroup, m[0]) for m in TOKEN.finditer(text)]
     kinds = [_is_math(tokens, i) for i in range(len(tokens))]
     result, start = [], 0
@@ -87,7 +88,8 @@ def _piece(tokens, math):
     """One word, or one formula with the spaces around it."""
     text = "".join(t for _, t in tokens)
     bare = text.strip()
-    if math and bare and any(kind in ("number", "name") for kind, _ in tokens):
+    kinds = {kind for kind, _ in tokens}
+    if math and bare and ("name" in kinds or {"number", "sign"} <= kinds):  # a number alone is as good as text
         try:
             tex = Parser([t for t in tokens if t[0] != "space"]).all()
             lead, trail = (" " * (text != text.lstrip())), (" " * (text != text.rstrip()))

@@ -1,15 +1,19 @@
 """The cells of a lesson: predictions and answers, the student's turn and its solution, what is kept for later."""
 
 import linecache
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 import tinybitvit as tb
 from tinybitvit.course import cells, kept
 from tinybitvit.course.checker import find_task
 
+ROOT = Path(__file__).resolve().parents[2]
 RIGHT = "def unbroadcast(g, shape):\n    return addup(g, shape)\n"
 ADDUP = """\
 def addup(g, shape):
@@ -163,6 +167,40 @@ def test_an_ellipsis_in_an_index_is_no_gap():
     assert book.names["unbroadcast"].own
 
 
+def test_in_a_real_notebook(tmp_path):
+    """Somebody types a prediction, and uses a function that is not written: a sentence, no traceback."""
+    manager, client = start_new_kernel(cwd=str(tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)})
+    typed, asked, said = iter(["7", "0.5"]), [], []
+
+    def answer(message):
+        asked.append(message["content"]["prompt"])
+        client.input(next(typed))
+
+    def run(source):
+        client.execute_interactive(
+            source,
+            allow_stdin=True,
+            stdin_hook=answer,
+            output_hook=lambda message: said.append(message["content"].get("text") or message["content"]),
+            timeout=60,
+        )
+
+    try:
+        run("import tinybitvit as tb\nguess = tb.course.predict('beta', choices=[0.3, 0.4, 0.5])")
+        run("tb.course.answer('beta', 0.4)")
+        run(f"@tb.course.yours('1.3')\n{GAP}\ntb.course.check(unbroadcast)")
+        run("unbroadcast(1, 2)")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert asked == ["Your prediction, beta [0.3 / 0.4 / 0.5]: "] * 2
+    texts = [text for text in said if isinstance(text, str)]
+    assert texts[:2] == ["'7' is none of 0.3, 0.4, 0.5\n", "beta: you said 0.5; it is 0.4: 0.1 too high\n"]
+    assert texts[2:] == ["not written yet: unbroadcast, cell 1.3\n"]
+    errors = [content["traceback"] for content in said if isinstance(content, dict) and "traceback" in content]
+    assert errors == [["needs cell 1.3: unbroadcast is not written yet"]]
+
+
 # --- kept -------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +214,12 @@ def test_what_is_kept_is_there_in_the_next_lesson(tmp_path, capsys):
     cells.pieces.clear()
     found = tb.course.mine("unbroadcast")
     assert found.own and found.__module__.startswith("_my")
-    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n"
+    (tmp_path / "solutions").mkdir()
+    os.chdir(tmp_path / "solutions")  # whose notebooks find the folder above
+    assert tb.course.mine("unbroadcast").own
+    os.chdir(tmp_path)
+    cells.pieces.clear()
+    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n" * 2
     everything = tb.course.everything()
     assert everything["unbroadcast"].own and everything["mul"][0] is None and not hasattr(everything["walk"], "own")
     out = capsys.readouterr().out
@@ -216,6 +259,20 @@ def test_numpy_and_other_pieces_are_imported(tmp_path):
     assert "LIMIT = 3\n" in text and "local = 4" not in text
     cells.pieces.clear()
     assert all(one.own for one in tb.course.mine("matmul_backward", "unbroadcast"))
+
+
+def test_a_solution_that_a_piece_uses_is_kept_with_it(tmp_path):
+    book = Notebook()
+    book.run("matmul_backward = tb.course.mine('matmul_backward')")
+    book.run(
+        "@tb.course.yours('1.3')\ndef unbroadcast(g, shape):\n"
+        "    assert matmul_backward(g[..., None], None, g[..., None], g[..., None])\n    return addup(g, shape)\n"
+    )
+    book.run("tb.course.keep(unbroadcast)")
+    text = (tmp_path / "my" / "unbroadcast.py").read_text()
+    assert "def matmul_backward" in text and "solutions" not in text and "import numpy" not in text
+    cells.pieces.clear()
+    assert tb.course.mine("unbroadcast").__module__.startswith("_my")
 
 
 def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):

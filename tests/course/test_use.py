@@ -217,6 +217,22 @@ def test_a_network_on_a_students_functions_is_the_librarys(bits, tmp_path, capsy
         assert np.array_equal(tb.load(tmp_path / "m.safetensors").predict(X), mine.predict(X))
 
 
+def test_a_network_on_the_solutions_of_all_lessons_is_the_librarys(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where nobody has kept anything
+    theirs, X = trained(1.58)
+    found = tb.course.everything()
+    assert {"walk", "unbroadcast", "matmul", "patchify", "softmax", "multi_head_attention", "layer_norm", "gelu"} <= {
+        *found
+    }
+    assert {"cross_entropy", "binary_codes", "slope", "ternary_codes", "absmax_codes", "adamw", "pack_2bit"} <= {*found}
+    tb.course.use(**found)
+    mine, _ = trained(1.58)
+    assert "of the library is used" not in capsys.readouterr().out
+    np.testing.assert_allclose(mine.history_["loss"], theirs.history_["loss"], rtol=2e-2)
+    mine.save(tmp_path / "m.safetensors", packed=True)
+    assert np.array_equal(tb.load(tmp_path / "m.safetensors").predict(X), mine.predict(X))
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_each_function_is_really_called(name, tmp_path):
     def broken(*arrays, **options):

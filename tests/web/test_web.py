@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -284,6 +285,23 @@ def test_drawings_are_framed_as_the_training_images(call):
         assert box(image)[:2] == [0, 27] or box(image)[2:] == [0, 27]
     (wide,) = drawn(call, (8, 12), WHOLE, [stroke([[0.1, 0.1], [0.9, 0.5]])])
     assert box(wide)[:2] == [0, 11]
+
+
+@needs_node
+def test_the_zoos_digits_are_trained_on_what_the_page_makes_of_strokes(call, rng):
+    """zoo/digits.py and draw.js agree byte for byte; a drawing is as inky as the scans, and each is its own."""
+    digits = runpy.run_path(str(Path(__file__).parents[2] / "zoo" / "digits.py"))
+    styles = [style for all_of_one in digits["STYLES"].values() for style in all_of_one]
+    assert set(digits["STYLES"]) == set(range(10)) and all(len(s) >= 4 for s in digits["STYLES"].values())
+    drawings = [digits["written"](style, rng) for style in styles]
+    pens = rng.uniform(0.04, 0.14, len(styles)).tolist()
+    strokes = [[stroke(points, pen) for points in d] for d, pen in zip(drawings, pens, strict=True)]
+    made = np.stack([digits["drawn_image"](d, pen, 0.305) for d, pen in zip(drawings, pens, strict=True)])
+    np.testing.assert_array_equal(drawn(call, [8, 8], DIGITS, *strokes), made)
+    assert np.abs(made.mean(axis=(1, 2)) / 255 - 0.305).max() < 0.05
+    again = digits["drawings"](20, 0.3, seed=5)
+    np.testing.assert_array_equal(again[0], digits["drawings"](20, 0.3, seed=5)[0])
+    assert len(np.unique(again[0].reshape(20, -1), axis=0)) == 20 and again[1].tolist() == [*range(10)] * 2
 
 
 @needs_node

@@ -75,6 +75,17 @@ def test_on_a_phone_drawing_and_answers_are_in_sight_together(browser, page, dar
 
 
 @pytest.mark.browser
+def test_in_the_frame_of_the_home_they_are_so_too(browser, page):
+    """As wide as the frame is on a phone; tests/pages/test_docs.py says where it begins."""
+    browser.open(page, width=354, height=1400)
+    browser.evaluate("document.body.classList.add('framed')")
+    bottoms = browser.evaluate(
+        "[...document.querySelectorAll('#panels canvas')].map((c) => c.getBoundingClientRect().bottom)"
+    )
+    assert len(bottoms) == 3 and max(bottoms) < 590
+
+
+@pytest.mark.browser
 def test_all_panels_fit_a_window_of_a_laptop(browser, page):
     browser.open(page, width=1280, height=800)
     bottoms = browser.evaluate("[...document.querySelectorAll('.bars')].map((b) => b.getBoundingClientRect().bottom)")

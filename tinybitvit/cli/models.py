@@ -40,6 +40,7 @@ def add_model_commands(commands) -> None:
     p.add_argument("images", **images)
     out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
     p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
+    p.add_argument("--occlude", action="store_true", help="on the page, too: what covering each patch does, measured")
 
     add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
 
@@ -102,7 +103,7 @@ def attention(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out)))
+    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out, args.occlude)))
     return 0
 
 

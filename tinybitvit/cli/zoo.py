@@ -53,6 +53,6 @@ def card_text(card) -> str:
         "seed": str(card.seed),
         "bad at": f"{'; '.join(hard)}. {card.limits}",
     }
-    fill = textwrap.TextWrapper(100, subsequent_indent=" " * 10, break_on_hyphens=False).fill
+    fill = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_on_hyphens=False).fill
     lines = [fill(f"{key:10}{value}") for key, value in facts.items()]
     return "\n".join([card.name, *lines, f"made by   {card.command}"])  # a command is copied: it stays on one line

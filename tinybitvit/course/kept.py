@@ -18,6 +18,7 @@ from .cells import better, pieces, source_of
 from .checker import LESSONS, Task, faults, tasks
 
 FOLDER = "my"
+SOLUTIONS = "solutions"  # what functions out of the lessons' scripts say is their module; it cannot be imported
 
 
 def keep(*written: Any, folder: str = FOLDER) -> None:
@@ -83,10 +84,10 @@ def _gather(one, names, head, body, seen):
             head.append(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
         elif getattr(value, "piece", None) and getattr(value, "own", False):
             head.append(f"from .{value.__name__} import {value.__name__}" + _as(value, name))
-        elif callable(value) and module not in (None, "__main__") and hasattr(value, "__name__"):
+        elif callable(value) and module not in (None, "__main__", SOLUTIONS) and hasattr(value, "__name__"):
             head.append(f"from {module} import {value.__name__}" + _as(value, name))
         elif inspect.isfunction(value) or inspect.isclass(value):
-            _gather(value, names, head, body, seen)
+            _gather(value, _globals(value) if inspect.isfunction(value) else names, head, body, seen)
             body.append(source_of(value))
         elif isinstance(value, (int, float, str, tuple, list)):
             body.append(f"{name} = {value!r}\n")
@@ -157,7 +158,7 @@ def _task(piece, one):
 
 def _piece(task, folder):
     """The student's version from this session or the folder; else the solution."""
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if not getattr(own, "own", False):
         own = _load(path, task) if path.exists() else None
     if own is None:
@@ -165,6 +166,12 @@ def _piece(task, folder):
         found.missing = True
         return found
     return better(own, lambda: solved(task), task.id)
+
+
+def _file(task, folder):
+    """Where a piece is kept: in the student's folder here, or beside the folder of the solutions, one above."""
+    here, above = (base / folder / f"{task.name}.py" for base in (Path(), Path("..")))
+    return above if above.exists() and not here.exists() else here
 
 
 def _tell(found, folder):
@@ -200,10 +207,10 @@ def _load(path, task):
 
 
 def lesson_file(number: int) -> Path:
-    """The script of a lesson: in the working directory, a folder above it, or the checkout of this package."""
+    """The script of a lesson: in the checkout of this package, or where Jupyter was started."""
     here = Path.cwd()
     package = Path(__file__).resolve().parents[2]
-    for folder in (here, *here.parents, here / "tutorials", package / "tutorials"):
+    for folder in (package / "tutorials", here, here.parent, here / "tutorials"):
         if found := sorted(folder.glob(f"{number:02}_*.py")):
             return found[0]
     raise FileNotFoundError(f"lesson {number} is not here: start Jupyter in the folder tutorials of a checkout")
@@ -215,7 +222,7 @@ def solved(task: Task) -> Any:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     wanted = {task.name}
-    names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
+    names: dict[str, Any] = {"__name__": SOLUTIONS, "__file__": str(path)}
     chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
     module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
     with contextlib.redirect_stdout(io.StringIO()):  # which pieces the solution takes from where is no news
@@ -316,7 +323,7 @@ def parts(folder: str = FOLDER) -> Parts:
 
 
 def _owned(task, folder):
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if own is None and path.exists():
         own = _load(path, task)
     return bool(getattr(own, "own", False)) and not any(faults(task, own))

@@ -279,6 +279,9 @@ class use:
         if self in in_use:
             in_use.remove(self)
 
+    def __repr__(self) -> str:
+        return f"in the library now: {', '.join(name for name, *_ in self.before)}"
+
     def __enter__(self) -> "use":
         return self
 

@@ -178,7 +178,8 @@ function buildControls() {
 function build() {
   const drawn = frame !== null, opened = [1, 3].includes(CHANNELS);
   const ways = [drawn && "draw", opened && "open or drop a picture", examples && "choose an example"].filter(Boolean);
-  byId("hint").textContent = `${ways.join(", or ")}.`.replace(/^./, (c) => c.toUpperCase());
+  const others = ways.slice(0, -1).map((way) => `${way}, `).join("");
+  byId("hint").textContent = `${others}${others && "or "}${ways.at(-1) ?? ""}.`.replace(/^./, (c) => c.toUpperCase());
   byId("tools").hidden = byId("keys").hidden = !drawn;
   byId("pictures").hidden = !opened;
   byId("invert-label").hidden = true;

@@ -114,6 +114,16 @@ print("L = d d: dL/db =", b.grad, "instead of 14")
 assert b.grad == 7  # half of it, which d gets twice
 print("A test on a graph in which nothing is used twice cannot see the mistake: choose a graph that can.")
 
+rng = np.random.default_rng(0)
+points, W = rng.standard_normal((20, 2)), rng.standard_normal((2, 1))
+gradients = []
+for add in (True, False):
+    weights = Value(W)
+    error = (Value(points) @ weights).tanh() - Value(np.ones((20, 1)))
+    walk((error * error).mean(), np.ones(()), add=add)
+    gradients.append(weights.grad)
+assert np.allclose(gradients[0], 2 * gradients[1])
+
 # %% [markdown]
 # The doublings notice, and so do the half-moons: `error * error` uses the error twice. All gradients of the half-moons
 # are then half as large, and the network still learns, at half the learning rate: a falling loss proves nothing.

@@ -78,8 +78,8 @@ for p, (accuracy, seconds) in results.items():
     print(f"{p} x {p}: {(8 // p) ** 2:2} tokens, {accuracy:.1%}, {seconds:.1f} s")
 assert results[1][1] > results[4][1]
 
-fig = new_figure(6, 2.8)
-left, right = fig.subplots(1, 2)
+fig = new_figure(4.6, 4.6)
+left, right = fig.subplots(2, 1)
 tokens = [(8 // p) ** 2 for p in results]
 left.plot(tokens, [100 * accuracy for accuracy, _ in results.values()], "o-", color=PALETTE[0])
 right.plot(tokens, [seconds for _, seconds in results.values()], "o-", color=PALETTE[1])

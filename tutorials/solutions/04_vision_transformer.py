@@ -126,7 +126,7 @@ for name, found in scores.items():
     print(f"{name:20}", "  ".join(f"{n:,}: {np.mean(a):.1%}" for n, a in found.items()))
 
 # %% kind="see"
-fig = new_figure(6, 3.2)
+fig = new_figure(4.8, 3.4)
 ax = fig.subplots()
 for (name, found), color in zip(scores.items(), PALETTE, strict=False):
     means = [100 * np.mean(a) for a in found.values()]
