@@ -259,8 +259,8 @@ def sharded_gradient(gradient, n, workers):
 
 
 # %% [markdown]
-# Now a Vision Transformer, 13 images in two shards, all its gradients in one long array. Are they the gradients of the
-# whole batch: to a few digits, up to rounding, or bit for bit?
+# Now a Vision Transformer, 13 images in two shards, all its gradients in one long array. How equal are they to the
+# gradients of the whole batch?
 
 # %% kind="predict"
 guess = predict("two shards and the whole batch", choices=["equal to a few digits", "up to rounding", "bit for bit"])
