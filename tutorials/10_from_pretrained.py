@@ -333,16 +333,16 @@ mine, theirs = reconstruct(convert(1), x, None)[1], Reconstruct(twin)(convert(1)
 assert np.isclose(float(mine.data), float(theirs.data), rtol=1e-5)
 
 # %% kind="see"
-figure = new_figure(5, 5)
+figure = new_figure(5, 5.4)
 axes = figure.subplots(2, 1, sharex=True)
 for ax, bits in zip(axes, (1.58, 1), strict=True):
-    for i, (name, model) in enumerate({"untrained": convert(bits), "both": trained[bits, "both"]}.items()):
+    for i, (name, model) in enumerate({"untrained": convert(bits), "trained": trained[bits, "both"]}.items()):
         for own, line in ((False, "--"), (True, "-")):
             label = f"{name}, {'own' if own else 'twin' + chr(39) + 's'} tokens"
             ax.plot(range(1, 6), errors(model, own), f"o{line}", color=PALETTE[i], markersize=4, label=label)
     ax.set(title=f"{bits:g} bit{'s' * (bits > 1)}", ylabel="relative error", yscale="log")
-axes[1].set_xlabel("behind block")
-axes[0].legend(fontsize=8)
+axes[1].set(xlabel="behind block", xticks=range(1, 6))
+figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside upper center")
 figure
 
 # %% [markdown]
@@ -568,8 +568,8 @@ figure.legend(fontsize=8, ncols=3, loc="outside upper center")
 figure
 
 # %% [markdown]
-# A hundred images, and rounding alone comes as near to the twin as training did. So why train at all? For twelve blocks
-# and a hundred classes rounding leaves more to repair, and it is the best *start* for a training:
+# A hundred images, and the library's rounding alone comes as near to the twin as training did. So why train at all? With
+# twelve blocks and a hundred classes rounding leaves more to repair, and it is the best *start* for a training:
 # `tb.ViT(bits=1.58, init_from=tb.quantize(teacher, X), distill_from=teacher, recipe="imitate")`. And section 4 is one
 # line, too: `tb.ViT(bits=1.58, recipe="best", distill_from=teacher)`.
 #
@@ -629,7 +629,7 @@ parts()
 # 2. (15 min) Round the layer of section 5 with $H$ from 1, 3, 10, 30 and 100 images, and measure what it loses on the
 #    *test* images. When does feed-forward become worse than the nearest codes, and what would help?
 # 3. (15 min) Do the images have to be digits? Round the network with 100 images of noise, and with 100 of the *turned*
-#    digits.
+#    digits, over two draws. Then with digits and a damping of 0.3 instead of 0.01. What do you make of it?
 # 4. (30 min) `round_columns` goes from left to right. Try the library's order, its reverse, and five random ones, on
 #    all layers of one block. How much is there to gain?
 # 5. (an evening) Go down the ladder: round the twin to 1.58 bits, and *that* network to 1 bit. Compare with one step

@@ -48,7 +48,7 @@ def second_moment(x, damping=0.01):
     return second + damping * np.diag(second).mean() * np.eye(len(second))
 
 
-def round_layer(w, second, nearest, turns=3):
+def round_layer(w, second, nearest, turns=2):
     scale = np.abs(w).mean(axis=1, keepdims=True)
     for _ in range(turns):
         codes = round_columns(w, scale, second, nearest)
@@ -56,14 +56,14 @@ def round_layer(w, second, nearest, turns=3):
     return codes, scale
 
 
-def round_network(bits, images, start=twin):
+def round_network(bits, images, start=twin, damping=0.01):
     """A network, rounded layer by layer."""
     model = network(bits)
     fresh = model.state_dict()
     model.load_state_dict(fresh | fitting_weights(start.state_dict(), fresh))
     for block in model.blocks:
         for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            second = second_moment(inputs_of(layer, model, images))
+            second = second_moment(inputs_of(layer, model, images), damping)
             codes, scale = round_layer(layer.weight.numpy().astype(float), second, nearest[bits])
             layer.centre(codes.astype("float32"), scale.astype("float32"))
     return model
@@ -123,19 +123,22 @@ assert all(loss[count, 0.3] < loss[count, 0.01] for count in (1, 3, 10))
 # Hint: noise of the digits' mean and standard deviation, clipped to 0..255, as bytes; `np.rot90(X, k, axes=(1, 2))`.
 
 # %% kind="solution"
-reached = {"digits": [], "turned digits": [], "noise": []}
-for _ in range(3):
+reached = {"digits": [], "turned digits": [], "noise": [], "digits, damping 0.3": []}
+for _ in range(2):
     drawn = X[rng.permutation(len(X))[:100]]
     noise = rng.normal(X.mean(), X.std(), drawn.shape).clip(0, 255).astype(X.dtype)
-    for name, images in zip(reached, (drawn, np.rot90(drawn, 1, axes=(1, 2)), noise), strict=True):
-        reached[name].append(accuracy(round_network(1.58, images)))
+    for name, images in zip(reached, (drawn, np.rot90(drawn, 1, axes=(1, 2)), noise, drawn), strict=True):
+        damping = 0.3 if name.endswith("0.3") else 0.01
+        reached[name].append(accuracy(round_network(1.58, images, damping=damping)))
 for name, found in reached.items():
-    print(f"{name:14}", " ".join(f"{value:.1%}" for value in found))
+    print(f"{name:20}", " ".join(f"{value:.1%}" for value in found))
 assert min(map(min, reached.values())) > 0.4
 
 # %% [markdown]
-# What counts is which directions the tokens take. Turned digits have strokes, too; noise has none, and what it calls
-# important is not what digits need.
+# Noise does *better* than digits, in both draws. A hundred digits have many blank patches that are alike, and leave
+# directions nearly free, into which errors are pushed; other digits use them. Noise fills all directions. If that is
+# the reason, more damping must help the digits as well, and it does. (Turned digits are of little use: strokes, but
+# elsewhere.) So the best images are those that the network will see, with $H$ held back where they are few.
 #
 # ## 4. The order of the columns
 #
@@ -176,9 +179,9 @@ print("one step  ", one.round(3), "\ntwo steps ", two.round(3))
 difference = two - one
 error = difference.std(ddof=1) / 5**0.5
 print(f"two minus one: {100 * difference.mean():.1f} +- {100 * error:.1f} points (standard error, 5 draws)")
-assert one.min() > 0.2
+assert difference.mean() + 2 * error < 0
 
 # %% [markdown]
-# Both use the same draws, so their difference is what to look at, with its standard error. A ladder aims at the ternary
-# network's outputs, which have errors of their own; nothing in rounding makes these good. (In *training* the ladder is
-# another matter: there the middle step is a good start.)
+# Both use the same draws, so their difference is what to look at, with its standard error: it is many times as large as
+# that, so here the ladder loses. It aims at the ternary network's outputs, which have errors of their own, and nothing
+# in rounding makes these good. (In *training* a middle step may be a good start; that is another measurement.)
