@@ -261,6 +261,20 @@ def test_numpy_and_other_pieces_are_imported(tmp_path):
     assert all(one.own for one in tb.course.mine("matmul_backward", "unbroadcast"))
 
 
+def test_a_solution_that_a_piece_uses_is_kept_with_it(tmp_path):
+    book = Notebook()
+    book.run("matmul_backward = tb.course.mine('matmul_backward')")
+    book.run(
+        "@tb.course.yours('1.3')\ndef unbroadcast(g, shape):\n"
+        "    assert matmul_backward(g[..., None], None, g[..., None], g[..., None])\n    return addup(g, shape)\n"
+    )
+    book.run("tb.course.keep(unbroadcast)")
+    text = (tmp_path / "my" / "unbroadcast.py").read_text()
+    assert "def matmul_backward" in text and "solutions" not in text and "import numpy" not in text
+    cells.pieces.clear()
+    assert tb.course.mine("unbroadcast").__module__.startswith("_my")
+
+
 def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):
     book = Notebook()
     book.turn(GAP)

@@ -134,7 +134,7 @@ def test_structure(script):
 @pytest.mark.parametrize("script", SOLUTIONS, ids=names)
 def test_each_exercise_has_a_hint_and_a_worked_solution(script):
     lesson, text = markdown(TUTORIALS / script.name).rpartition("## Exercises")[2], markdown(script)
-    exercises = re.findall(r"^(\d)\. \((\d+ min|an hour|an evening)\) ", lesson, flags=re.MULTILINE)
+    exercises = re.findall(r"^(\d)\. \((\d+ min|an hour|an evening)[^)]*\) ", lesson, flags=re.MULTILINE)
     assert [number for number, _ in exercises] == re.findall(r"^## (\d)\. ", text, flags=re.MULTILINE), "with its time"
     assert f"solutions/{script.stem}.ipynb" in lesson
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]

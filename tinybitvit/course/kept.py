@@ -18,6 +18,7 @@ from .cells import better, pieces, source_of
 from .checker import LESSONS, Task, faults, tasks
 
 FOLDER = "my"
+SOLUTIONS = "solutions"  # what functions out of the lessons' scripts say is their module; it cannot be imported
 
 
 def keep(*written: Any, folder: str = FOLDER) -> None:
@@ -83,10 +84,10 @@ def _gather(one, names, head, body, seen):
             head.append(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
         elif getattr(value, "piece", None) and getattr(value, "own", False):
             head.append(f"from .{value.__name__} import {value.__name__}" + _as(value, name))
-        elif callable(value) and module not in (None, "__main__") and hasattr(value, "__name__"):
+        elif callable(value) and module not in (None, "__main__", SOLUTIONS) and hasattr(value, "__name__"):
             head.append(f"from {module} import {value.__name__}" + _as(value, name))
         elif inspect.isfunction(value) or inspect.isclass(value):
-            _gather(value, names, head, body, seen)
+            _gather(value, _globals(value) if inspect.isfunction(value) else names, head, body, seen)
             body.append(source_of(value))
         elif isinstance(value, (int, float, str, tuple, list)):
             body.append(f"{name} = {value!r}\n")
@@ -221,7 +222,7 @@ def solved(task: Task) -> Any:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     wanted = {task.name}
-    names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
+    names: dict[str, Any] = {"__name__": SOLUTIONS, "__file__": str(path)}
     chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
     module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
     with contextlib.redirect_stdout(io.StringIO()):  # which pieces the solution takes from where is no news
