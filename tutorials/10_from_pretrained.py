@@ -568,7 +568,7 @@ figure.legend(fontsize=8, ncols=3, loc="outside upper center")
 figure
 
 # %% [markdown]
-# A hundred images, and the library's rounding alone comes as near to the twin as training did. So why train at all? With
+# A hundred images, and the library's rounding alone comes as near to the twin as training did. So why train? With
 # twelve blocks and a hundred classes rounding leaves more to repair, and it is the best *start* for a training:
 # `tb.ViT(bits=1.58, init_from=tb.quantize(teacher, X), distill_from=teacher, recipe="imitate")`. And section 4 is one
 # line, too: `tb.ViT(bits=1.58, recipe="best", distill_from=teacher)`.

@@ -115,8 +115,8 @@ assert all(loss[count, 0.3] < loss[count, 0.01] for count in (1, 3, 10))
 
 # %% [markdown]
 # With one image $H$ has rank 16: errors are pushed into 32 directions that seem to be free, and the test images use
-# them, so that feed-forward is no better than the nearest codes. Damping says "no direction is quite free", and takes feed-forward back towards the nearest codes, which are its
-# limit for infinite damping.
+# them, so that feed-forward is no better than the nearest codes. Damping says "no direction is quite free", and takes
+# feed-forward back towards the nearest codes, which are its limit for infinite damping.
 #
 # ## 3. Other images
 #
