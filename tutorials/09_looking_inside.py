@@ -223,13 +223,13 @@ ours = attention_rollout([record.layer(n) for n in (0, 1)])
 assert np.allclose(ours, record.rollout())  # the library's, which can leave layers or weak links out
 
 # %% [markdown]
-# Three images that the original reads rightly: the second layer's map, your rollout, and one more that comes next. The
-# class token looks at the ink first, and then at the paper around it: that there is no ink *is* information.
+# Three images that all five networks read rightly: your rollout, and beside it a map that comes next. The class token
+# looks at the ink first, and then at the paper around it: that there is no ink *is* information.
 
 # %% kind="see"
-read = np.flatnonzero(original.predict(X) == y)[:3]
-assert (record.predictions[read] == y[read]).all()
-record.plot(images=list(read), stretch=True)
+right = [model.predict(X) == y for model in models.values()]
+read = np.flatnonzero(np.all(right, axis=0))[:3]
+record.plot(images=list(read), methods=("rollout", "gradient"), stretch=True)
 
 # %% [markdown]
 # Every head by itself. An even spread over 65 tokens would have $\log_2 65 = 6.02$ bits.
@@ -589,9 +589,13 @@ assert np.allclose(naive, singly["grey"][0], atol=1e-5)
 # (red), and what for the true one?
 
 # %% kind="see"
-wrong = int(np.flatnonzero(clean != y)[0])
-print(f"a {y[wrong]} that was read as {clean[wrong]}")
-asked = {f"for {label}": tb.viz.occlusion(original, X[[wrong]], target=[label]) for label in (clean[wrong], y[wrong])}
+missed = np.flatnonzero(clean != y)
+true = original.predict_proba(X)[missed, y[missed]]
+wrong = int(missed[true.argmax()])  # where the true answer came closest
+asked = {f"for {c}": tb.viz.occlusion(original, X[[wrong]], target=[c]) for c in (clean[wrong], y[wrong])}
+together = np.corrcoef(*(found.drops.ravel() for found in asked.values()))[0, 1]
+print(f"a {y[wrong]} that was read as {clean[wrong]}; correlation of the two maps: {together:.2f}")
+assert together < -0.5
 tb.viz.plot_patches(asked)
 
 # %% [markdown]
