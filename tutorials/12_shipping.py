@@ -102,9 +102,9 @@ library["1 bit"] = one_bit(library["32 bits"])
 
 # %% [markdown]
 # Now the same on your operations. `everything()` collects what you kept of all lessons, and `use` puts it into the
-# library. The mathematics is the same, and so are the random numbers; but you add up in another order than the library,
-# so that the last digit of some sum differs. After hundreds of steps: do the two 1-bit networks have the same codes?
-# And the same accuracy?
+# library. What stays is the loop of `fit` round them: batches, the schedule of lesson 08, threads. The mathematics is
+# the same, and so are the random numbers; but you add up in another order, so that the last digit of some sum differs.
+# After hundreds of steps: do the two 1-bit networks have the same codes? And the same accuracy?
 
 # %% kind="predict"
 guess = predict("codes that differ", choices=["none", "a few in a hundred", "one in two"])
