@@ -19,11 +19,12 @@ import numpy as np
 
 import tinybitvit as tb
 from tinybitvit import functional as F
-from tinybitvit.course import answer, check, keep, parts, predict, solution, yours
-from tinybitvit.ops.norm import softmax_array
+from tinybitvit.course import answer, check, keep, mine, parts, predict, solution, yours
 from tinybitvit.train import Trainer
 from tinybitvit.viz import measures
 from tinybitvit.viz.figure import PALETTE, new_figure
+
+softmax = mine("softmax")  # of lesson 03
 
 # %% [markdown]
 # ## 1. A number for "different"
@@ -185,7 +186,7 @@ def maps_by_hand(network, x):
             n, t, width = qkv.shape
             heads = block.attn.heads
             q, k, _ = qkv.reshape(n, t, 3, heads, width // (3 * heads)).transpose(2, 0, 3, 1, 4)
-            found.append(softmax_array(np, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])))
+            found.append(softmax(q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])))
             h = block(h)
     return found
 
@@ -475,7 +476,7 @@ tb.viz.components(original, X[read]).plot(layer=0)
 def probability_of(c, model=original):
     """A function of normalised images (N, H, W, C): the probability of class c in each, (N,)."""
     network = Trainer(model.model_, workers=1)
-    return lambda prepared: softmax_array(np, network.predict(prepared).astype(float))[:, c]
+    return lambda prepared: softmax(network.predict(prepared).astype(float))[:, c]
 
 
 # %% kind="naive"
