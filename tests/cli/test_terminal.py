@@ -55,6 +55,9 @@ NAMES = {
     "folder",
     "submissions",
     "set",
+    "to",
+    "roster",
+    "name",
 }
 NAMES |= {"assignments"}
 
@@ -291,11 +294,9 @@ def test_few_images_get_enough_updates(capsys):
 
 def test_log_and_report_say_undertrained(tmp_path, capsys):
     assert status_of(*STUDY, "--out", str(tmp_path / "out")) == 0
-    assert "Undertrained: 1.58 bits (the training accuracy is" in capsys.readouterr().out
+    assert "undertrained: 1.58 bits (the training accuracy is" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert (
-        "Undertrained: 1.58 bits" in page and "Label smoothing of 0.1 puts a floor of 0.500 nats under the loss" in page
-    )
+    assert "undertrained: 1.58 bits" in page and "no loss lies below 0.500 nats. Label smoothing of 0.1" in page
     assert status_of("train", "digits", *TINY, "--out", str(tmp_path / "m.st")) == 0
     assert "undertrained: the training accuracy is" in capsys.readouterr().out
 

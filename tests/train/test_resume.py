@@ -501,7 +501,9 @@ SMALL = {"dim": 8, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_
 
 
 def comparable(results):
-    models = [{k: v for k, v in model.items() if k not in ("seconds", "history")} for model in results["models"]]
+    models = [
+        {k: v for k, v in model.items() if k not in ("seconds", "history", "bytes")} for model in results["models"]
+    ]
     return models, [model["history"]["loss"] for model in results["models"]]
 
 

@@ -181,8 +181,9 @@ def model_names(paths: Sequence[str]) -> list[str]:
 
 
 def path_stem(path: str) -> str:
-    """The name of a model file without its ending; digits-1.58bit is a name of the zoo, whose ending is none."""
-    return Path(path).name.removesuffix(".safetensors")
+    """The name of a model file without its ending; the .58bit of digits-1.58bit, a name of the zoo, is none."""
+    name = Path(path)
+    return name.name if name.suffix.endswith("bit") else name.stem
 
 
 def written(path: str | Path) -> str:

@@ -3,19 +3,19 @@
 import argparse
 import textwrap
 
-from .arguments import add
+from .arguments import add, name
 
 
 def add_zoo(commands) -> None:
     text = "list the trained networks that come with the library, or print the card of one"
-    add(commands, zoo, text).add_argument("name", nargs="?", metavar="NAME", help="a network of the list")
+    add(commands, zoo, text).add_argument("name", type=name, nargs="?", metavar="NAME", help="a network of the list")
 
 
 def zoo(args: argparse.Namespace) -> int:
     from ..models import zoo
     from ..study.report import align
 
-    if args.name:
+    if args.name is not None:
         print(card_text(zoo.card(args.name)))
         return 0
     print(align(zoo_table()))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..files import write_file
 from .cells import better, pieces, source_of
 from .checker import LESSONS, Task, faults, tasks
 
@@ -43,7 +44,7 @@ def keep(*written: Any, folder: str = FOLDER) -> None:
             path.replace(backup)
             note = f"; what was there is {backup.name} now"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_file(path, text)
         _index(path.parent)
         print(f"{task.id} {task.name}: kept in {path.as_posix()}{note}")
 
@@ -61,7 +62,7 @@ def _index(folder):
     text = '"""What I wrote in the lessons."""\n\n' + "".join(
         f"from .{name} import {name} as {name}\n" for name in names
     )
-    (folder / "__init__.py").write_text(text, encoding="utf-8", newline="\n")
+    write_file(folder / "__init__.py", text)
 
 
 def _self_contained(one):

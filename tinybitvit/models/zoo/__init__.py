@@ -68,8 +68,10 @@ def find(name: str | os.PathLike) -> Path:
 
 
 def card(name: str) -> Card:
-    """The card of a network of the zoo."""
-    path = find(name)
+    """The card of a network of the zoo. Raises CheckpointError for a name that is none."""
+    path = FOLDER / f"{name}{SUFFIX}"
+    if path not in FOLDER.glob(f"*{SUFFIX}"):
+        raise CheckpointError(f"no network of the zoo has the name {name!r}: take one of {', '.join(names())}")
     _, info = read_safetensors(path)
     fitted = info["extra"]["classifier"]
     notes: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
