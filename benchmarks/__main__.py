@@ -1,10 +1,10 @@
-"""python -m benchmarks train|infer|ops|packed|import|scaling|ranks [--json FILE] [--rounds N] [--all] [--engines E]"""
+"""python -m benchmarks train|infer|deploy|ops|packed|import|scaling|ranks [--json FILE] [--rounds N] [--all|--quick]"""
 
 import argparse
 import json
 import os
 
-from . import imports, operations, packed, ranks, scaling
+from . import deploy, imports, operations, packed, ranks, scaling
 from .engines import ENGINES, Job
 from .race import race, show
 
@@ -37,13 +37,16 @@ def contestants(kind, bits, chosen):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["train", "infer", *ALONE])
+    parser.add_argument("what", choices=["train", "infer", "deploy", *ALONE])
     parser.add_argument("--json", help="write the rows to this file too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--all", action="store_true", help="the whole grid of sizes")
+    parser.add_argument("--quick", action="store_true", help="deploy: one small size, to see that it works")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), help="only these contestants")
     args = parser.parse_args()
-    if args.what in ALONE:
+    if args.what == "deploy":
+        rows = deploy.main(args.all, args.quick, args.rounds)
+    elif args.what in ALONE:
         rows = ALONE[args.what].main()
     else:
         rows = []

@@ -19,6 +19,10 @@ class Job:
     batch: int = 128
     threads: int = 2
 
+    @property
+    def workers(self):
+        return 1 if self.threads == 1 else "auto"
+
     def tiny_model(self):
         import tinybitvit as tb
 
@@ -39,7 +43,7 @@ class TinyBitViT:
 
         self.model, (self.x, self.y) = job.tiny_model(), job.data()
         self.optimizer = tb.optim.AdamW(tb.optim.decay_groups(self.model, 0.05), lr=1e-3)
-        self.trainer = tb.train.Trainer(self.model, self.optimizer, workers="auto")
+        self.trainer = tb.train.Trainer(self.model, self.optimizer, workers=job.workers)
 
     def train(self):
         return self.trainer.step(self.x, self.y)
@@ -74,7 +78,51 @@ class Packed(TinyBitViT):
         super().__init__(job)
         import tinybitvit as tb
 
-        self.trainer = tb.train.Trainer(self.model.pack(), workers="auto")
+        self.trainer = tb.train.Trainer(self.model.pack(), workers=job.workers)
+
+
+class Onnx:
+    """The exported file in onnxruntime."""
+
+    def __init__(self, job):
+        import onnxruntime
+
+        from tinybitvit.io.onnx import onnx_bytes
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job.threads
+        content = onnx_bytes(job.tiny_model(), None, float_images=True)
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.x, _ = job.data()
+
+    def infer(self):
+        return self.session.run(None, {"images": self.x})[0]
+
+
+class Predict:
+    """tb.ViT from bytes to logits, scaling of the pixels included."""
+
+    engine = "numpy"
+
+    def __init__(self, job):
+        import tinybitvit as tb
+
+        rng = np.random.default_rng(1)
+        self.images, labels = rng.integers(0, 256, (32, job.image, job.image, 3), dtype="uint8"), np.arange(32) % 10
+        size = {"patch_size": job.patch, "dim": job.dim, "depth": job.depth, "heads": job.heads, "mlp_ratio": 4}
+        options = {"pool": "cls", "random_state": 0, "verbose": 0, "device": "cpu", "workers": job.workers}
+        model = tb.ViT(bits=job.bits, epochs=0, **size, **options).fit(self.images, labels)
+        self.model = model if self.engine == "numpy" and job.bits == 32 else model.pack(engine=self.engine)
+        self.images = self.images[: job.batch]
+
+    def infer(self):
+        return self.model.decision_function(self.images)
+
+
+class PredictOnnx(Predict):
+    """The same with engine='onnxruntime'."""
+
+    engine = "onnxruntime"
 
 
 class Torch:
@@ -118,6 +166,18 @@ class TorchCompile(Torch):
         self.model = self.torch.compile(self.model)
 
 
+class TorchInt8(Torch):
+    """PyTorch's dynamic quantisation of the 32-bit network: int8 weights, activations with one scale a tensor."""
+
+    def __init__(self, job):
+        import warnings
+
+        super().__init__(job)
+        torch = self.torch
+        with warnings.catch_warnings(action="ignore"):
+            self.model = torch.ao.quantization.quantize_dynamic(self.model.eval(), {torch.nn.Linear}, torch.qint8)
+
+
 class Jax:
     """JAX, the whole step under jit (32 bits only)."""
 
@@ -149,7 +209,11 @@ ENGINES = {
     "packed": Packed,
     "torch": Torch,
     "compile": TorchCompile,
+    "torch-int8": TorchInt8,
     "jax": Jax,
+    "onnx": Onnx,
+    "predict": Predict,
+    "predict-onnx": PredictOnnx,
 }
 
 

@@ -18,11 +18,11 @@ class Contestant:
     """A contestant in a process of its own, idle unless asked."""
 
     def __init__(self, name, job):
-        self.name = name
+        self.name, self.job = name, job
         command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(asdict(job))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=limit_threads(name, job.threads), **pipes)
-        self.rounds, self.checks, self.peak_mb = [], [], 0.0
+        self.rounds, self.cpu, self.checks, self.peak_mb, self.output = [], [], [], 0.0, None
         if self.process.stdout.readline().strip() != "ready":
             raise SystemExit(f"the contestant {name} did not start; its error stands above")
 
@@ -31,21 +31,18 @@ class Contestant:
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         self.checks += answer["check"]
-        self.peak_mb = answer["peak_mb"]
+        self.peak_mb, self.output = answer["peak_mb"], answer["output"]
         if keep:
             self.rounds.append(answer["seconds"])
+            self.cpu.append(answer["cpu"])
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
 
 
-def race(kind, job, names, rounds=5, count=2):
-    """Rows of a table: name, images a second (median), ratio to torch, peak memory; after one warm-up round.
-
-    Raises SystemExit where the contestants' losses (or mean absolute logits) differ by more than 2 %.
-    """
-    runners = [Contestant(name, job) for name in names]
+def take_turns(runners, kind, rounds, count):
+    """One warm-up round and then `rounds` more, after which the contestants are gone and their times are left."""
     try:
         for turn in range(rounds + 1):
             for runner in runners:
@@ -54,6 +51,15 @@ def race(kind, job, names, rounds=5, count=2):
     finally:
         for runner in runners:
             runner.close()
+
+
+def race(kind, job, names, rounds=5, count=2):
+    """Rows of a table: name, images a second (median), ratio to torch, peak memory; after one warm-up round.
+
+    Raises SystemExit where the contestants' losses (or mean absolute logits) differ by more than 2 %.
+    """
+    runners = [Contestant(name, job) for name in names]
+    take_turns(runners, kind, rounds, count)
     first = runners[0].checks[0]
     for runner in runners:
         if abs(runner.checks[0] - first) > 0.02 * abs(first):

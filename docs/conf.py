@@ -1,6 +1,6 @@
 """The documentation as a site, built without the network: `sphinx-build -W docs docs/_build/html`.
 
-TINYBITVIT_DOCS=quick leaves the tutorials unexecuted and barely trains the networks of the live page.
+TINYBITVIT_DOCS=quick leaves the tutorials unexecuted.
 """
 
 import os
@@ -42,6 +42,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = "TinyBitViT"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["live.js"]
+html_logo = html_favicon = "../tinybitvit/viz/mark.svg"
+html_sidebars = {"index": []}  # the home has the whole width
 html_copy_source = False
 html_show_sourcelink = False
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system has it
@@ -49,7 +52,8 @@ html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
     "navbar_end": ["theme-switcher"],
-    "secondary_sidebar_items": ["page-toc"],
+    "logo": {"text": "TinyBitViT"},
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": [],
     "footer_end": [],
     "show_nav_level": 1,

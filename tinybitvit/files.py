@@ -64,9 +64,12 @@ def write_file(path: str | os.PathLike, data: bytes | str) -> None:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8", "replace"))
 
 
-def write_model(path: str | os.PathLike, data: bytes) -> None:
-    """`write_file` for the file of a model. Raises CheckpointError."""
+def write_model(path: str | os.PathLike | BinaryIO, data: bytes) -> None:
+    """`write_file` for the file of a model, or an open binary file. Raises CheckpointError."""
     try:
+        if not isinstance(path, (str, os.PathLike)):
+            path.write(data)
+            return
         write_file(path, data)
     except OSError as error:
         raise CheckpointError(error.strerror or str(error)) from error
@@ -132,7 +135,9 @@ def tensor_bytes(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> byte
     return safetensors.numpy.save({n: np.asarray(a, order="C") for n, a in arrays.items()}, dict(metadata))
 
 
-def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+def write_safetensors(
+    path: str | os.PathLike | BinaryIO, arrays: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> None:
     """Save NumPy arrays and metadata (what JSON can hold); `read_safetensors` gives back the same or says it cannot.
 
     Raises CheckpointError where the file cannot be written, and ValueError for what the format cannot hold.
@@ -198,6 +203,12 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"{path} has arrays of dtype {error}: save them as float32 or float16") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
+
+
+def array_bytes(path: str | os.PathLike) -> int:
+    """Bytes of the arrays in a safetensors file; what else it has is the header, whose length stands at its start."""
+    with open(path, "rb") as file:
+        return os.stat(path).st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def _array(dtype, shape, data):

@@ -14,6 +14,8 @@ import json
 import math
 import struct
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +233,7 @@ else:
 if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
     print('To run the file here: pip install "tinybitvit[onnx]"')
 else:
+    import onnx
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "digits-int8.onnx", providers=["CPUExecutionProvider"])
@@ -248,7 +251,149 @@ else:
 #
 # `tinybitvit export FILE --format hf` writes the layout of Hugging Face's BitNet instead.
 #
-# ## 6. A web page
+# ## 6. Two files race
+#
+# Few bits make a small file. Do they also make a fast network? A processor has no instruction for two-bit numbers, so
+# the weights are bytes again before they are multiplied. **Predict**: the same network, `dim` 192, six blocks, 32 x 32
+# pixels, as a 32-bit and as a 1.58-bit ONNX file, both run by onnxruntime on one core. How many times as fast is the
+# second? 0.5, 1, 2, 4 or 16?
+
+# %%
+can_run = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+
+
+def session_of(source):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def shortest(functions, rounds=12):
+    """The shortest time of each function in seconds, of rounds in which they take turns: CPU time of this thread, so
+    that it matters less what else the computer does."""
+    times = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.thread_time()
+            function()
+            times[name].append(time.thread_time() - start)
+    return {name: min(found) for name, found in times.items()}
+
+
+# %%
+images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype="uint8")
+size = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4}
+if can_run:
+    racers = {}
+    for bits in (32, 1.58):
+        network = tb.models.VisionTransformer(32, 4, bits=bits, rng=np.random.default_rng(0), **size)
+        tb.io.export_onnx(network, folder / "racer.onnx", int8=True)
+        racers[bits] = partial(session_of(folder / "racer.onnx").run, None, {"images": images})
+    took = shortest(racers)
+    print({f"{bits} bits": f"{1000 * seconds:.0f} ms" for bits, seconds in took.items()})
+    print(f"the integer file is {took[32] / took[1.58]:.2f} times as fast")
+else:
+    print('The race needs onnx and onnxruntime: pip install "tinybitvit[onnx]"')
+
+# %% [markdown]
+# What decides it? A product of matrices (R, K) x (K, N) needs $2RKN$ operations, and moves at least its two inputs and
+# its output, each number once. **By hand**, for the first layer of the MLP, 192 -> 768, and 16 images of 64 tokens:
+#
+# - both: $2 \cdot 1024 \cdot 192 \cdot 768 = 302$ million operations;
+# - float32: $4\,(1024 \cdot 192 + 192 \cdot 768 + 1024 \cdot 768) = 4.5$ MB, so 67 operations a byte;
+# - bytes in, 32-bit sums out: $1024 \cdot 192 + 192 \cdot 768 + 4 \cdot 1024 \cdot 768 = 3.5$ MB, so 87 operations a
+#   byte.
+#
+# A core that reads B bytes and computes P operations a second reaches at most the smaller of P and B times the
+# operations a byte: the *roofline* (Williams, Waterman and Patterson 2009). We measure B with a copy that fits no
+# cache, and every layer's product by a graph of one operator.
+
+# %%
+LAYERS = {"qkv": (192, 576), "proj": (192, 192), "fc1": (192, 768), "fc2": (768, 192)}
+
+
+def operations_a_byte(rows, K, N, whole):
+    """2 R K N operations over the bytes of inputs and output; whole: uint8 by int8 into int32."""
+    width = 1 if whole else 4
+    return 2 * rows * K * N / (width * (rows * K + K * N) + 4 * rows * N)
+
+
+def product(rows, K, N, whole):
+    """The function that multiplies (rows, K) by (K, N) in onnxruntime."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    a, b = rng.integers(0, 255, (rows, K)), rng.integers(-1, 2, (K, N))
+    a, b = (a.astype("uint8"), b.astype("int8")) if whole else (a.astype("float32"), b.astype("float32"))
+    kinds = [helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (a.dtype, "int32" if whole else "float32")]
+    ends = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip("ay", kinds, strict=True)]
+    node = helper.make_node("MatMulInteger" if whole else "MatMul", ["a", "b"], ["y"])
+    graph = helper.make_graph([node], "product", ends[:1], ends[1:], [onnx.numpy_helper.from_array(b, "b")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    run = partial(session_of(model.SerializeToString()).run, None, {"a": a})
+    assert (run()[0] == a.astype("float64") @ b.astype("float64")).all()  # whole numbers: both are exact
+    return run
+
+
+assert round(operations_a_byte(1024, 192, 768, False)) == 67
+assert round(operations_a_byte(1024, 192, 768, True)) == 87
+
+# %%
+source = np.ones(2**25, "float32")
+target = np.empty_like(source)
+bandwidth = 2 * source.nbytes / shortest({"copy": partial(np.copyto, target, source)}, 5)["copy"]
+print(f"memory: {bandwidth / 1e9:.0f} GB/s")
+points = {}
+if can_run:
+    for whole in (False, True):
+        shapes = {(name, n): (64 * n, *shape) for name, shape in LAYERS.items() for n in (1, 16)}
+        shapes["largest"] = (1024, 1536, 1536)  # as fast as it gets
+        seconds = shortest({key: product(*shape, whole) for key, shape in shapes.items()})
+        points[whole] = {
+            key: (operations_a_byte(*shape, whole), 2 * math.prod(shape) / seconds[key])
+            for key, shape in shapes.items()
+        }
+        print("bytes:" if whole else "floats:", f"{points[whole]['largest'][1] / 1e9:.0f} Gop/s at most")
+
+# %%
+figure = new_figure(7, 4)
+ax = figure.subplots()
+intensity = np.geomspace(1, 1000, 200)
+for whole, found in points.items():
+    name, peak = ("uint8 x int8", "float32")[not whole], max(speed for _, speed in found.values())
+    ax.plot(intensity, np.minimum(peak, bandwidth * intensity) / 1e9, color=PALETTE[whole], label=f"roof: {name}")
+    for n, marker in (1, "o"), (16, "s"):
+        x, y = np.transpose([found[layer, n] for layer in LAYERS])
+        word = "image" if n == 1 else "images"
+        ax.scatter(x, y / 1e9, color=PALETTE[whole], marker=marker, label=f"layers, {n} {word}", zorder=3)
+ax.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="billion operations a second")
+ax.set_yticks([20, 50, 100, 200, 400], ["20", "50", "100", "200", "400"])
+ax.minorticks_off()
+ax.legend(fontsize=8, frameon=False)
+figure
+
+# %% [markdown]
+# Where on the roof are the layers? Under its flat part, or near the corner: there the number of operations decides, not
+# that of bytes, and smaller weights alone would gain next to nothing. What is gained is the *height* of the roof. A
+# vector of 512 bits holds 16 floats but 64 bytes, and one instruction (VNNI on x86, `dot` on ARM) multiplies and adds
+# all of them; a processor without it gains less. That is also why the file keeps activations as `uint8`: x86 has the
+# instruction for bytes without a sign times bytes with one, and none for two with a sign.
+#
+# The race was won by less than the height of the roof. Between the products lie layer norms, softmax, GELU and the
+# quantiser itself: floats in both files, and more of them in the integer one. **Estimate** from your numbers how much
+# of each file's time is products, and what an infinitely fast product would bring.
+
+# %%
+if can_run:
+    for bits, whole in (32, False), (1.58, True):
+        speeds = [points[whole][layer, 16][1] for layer in LAYERS]
+        work = [2 * 16 * 64 * math.prod(shape) for shape in LAYERS.values()]
+        products = size["depth"] * sum(w / speed for w, speed in zip(work, speeds, strict=True))
+        print(f"{bits:4} bits: {1000 * products:.0f} of {1000 * took[bits]:.0f} ms are products of linear layers")
+
+# %% [markdown]
+# `tb.load(path, engine="onnxruntime")` and `model.pack(engine="onnxruntime")` give a `tb.ViT` that computes its answers
+# this way; [Performance](../docs/performance.md) has more sizes and other programs.
+#
+# ## 7. A web page
 #
 # The forward pass once more, in 270 lines of JavaScript, with the packed weights inside one HTML file: draw a digit,
 # and three networks read it. The page asks the network for nothing, and forbids it to itself.

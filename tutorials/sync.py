@@ -3,8 +3,10 @@
     python tutorials/sync.py           write what is stale
     python tutorials/sync.py --check   only say what is stale; exit status 1 if anything is
 
-The source of a tutorial is the percent-format `NN_name.py`: it can be reviewed, linted and run as a script. The
-`NN_name.ipynb` beside it is for reading in Jupyter; it holds no outputs, and the same text always gives the same bytes.
+The source of a tutorial, and of the solutions of its exercises in `solutions/`, is the percent-format `NN_name.py`: it
+can be reviewed, linted and run as a script. The `NN_name.ipynb` beside it is for reading in Jupyter; it holds no
+outputs, and the same text always gives the same bytes.
+
 A cell's header says its kind, `# %% kind="solution"`: what Jupyter and the site fold follows from that (see KINDS).
 """
 
@@ -20,14 +22,14 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# kind -> (whether Jupyter folds the code, the tags of the cell: those that begin with "hide-" fold it on the site)
-KINDS = {
-    "predict": (False, ["predict"]),
-    "naive": (False, ["naive"]),
-    "your-turn": (False, ["your-turn"]),
-    "solution": (True, ["solution", "hide-input"]),
-    "see": (True, ["see", "hide-input"]),
-    "answer": (True, ["answer", "hide-cell"]),
+# kind -> (the tag that folds it on the site, what the site writes on the fold); Jupyter folds the code of the same
+KINDS: dict[str, tuple[str, str] | None] = {
+    "predict": None,
+    "naive": None,
+    "your-turn": None,
+    "solution": ("hide-input", "The solution"),
+    "see": ("hide-input", "The code of what you see"),
+    "answer": ("hide-cell", "The answer"),
 }
 
 
@@ -38,8 +40,11 @@ def folded(metadata: dict) -> dict:
         return metadata
     if kind not in KINDS:
         raise ValueError(f"a cell's kind is one of {', '.join(KINDS)}, not {kind!r}")
-    hidden, tags = KINDS[kind]
-    return {**metadata, **({"jupyter": {"source_hidden": True}} if hidden else {}), "tags": tags}
+    if KINDS[kind] is None:
+        return {**metadata, "tags": [kind]}
+    fold, label = KINDS[kind]
+    site = {"code_prompt_show": label, "code_prompt_hide": label}
+    return {**metadata, "jupyter": {"source_hidden": True}, "mystnb": site, "tags": [kind, fold]}
 
 
 def notebook(text: str) -> str:
@@ -63,9 +68,10 @@ def stale(folder: Path) -> dict[Path, str | None]:
     """Notebook -> what it should hold, for each one that is missing or differs; None: its script is gone."""
     wanted: dict[Path, str | None] = {
         script.with_suffix(".ipynb"): notebook(script.read_text(encoding="utf-8"))
-        for script in sorted(folder.glob("[0-9][0-9]_*.py"))
+        for script in sorted([*folder.glob("[0-9][0-9]_*.py"), *folder.glob("solutions/[0-9][0-9]_*.py")])
     }
-    orphans = {path: None for path in sorted(folder.glob("*.ipynb")) if path not in wanted}
+    books = sorted([*folder.glob("*.ipynb"), *folder.glob("solutions/*.ipynb")])
+    orphans = {path: None for path in books if path not in wanted}
     return {
         path: text
         for path, text in (wanted | orphans).items()

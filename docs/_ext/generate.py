@@ -14,6 +14,8 @@ from typeset import raw
 
 import tinybitvit
 from tinybitvit import functional, ops
+from tinybitvit.cli.zoo import card_text, zoo_table
+from tinybitvit.models import zoo
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
@@ -34,14 +36,16 @@ FAMILIES = {
 def write(folder, pages):
     """Write {name: text} into a folder of docs/, and remove what else lies there. An equal file keeps its time."""
     folder = DOCS / folder
-    folder.mkdir(exist_ok=True)
     for name, text in pages.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
     for path in folder.iterdir():
-        if path.name not in pages:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+        if path.is_file() and path.name not in pages:
+            path.unlink()
+        elif path.is_dir() and not any(name.startswith(f"{path.name}/") for name in pages):
+            shutil.rmtree(path)
 
 
 def heading(text, line="="):
@@ -234,11 +238,13 @@ def describe(module_name, name):
     return f".. py:data:: {name}\n\n   {text}\n"
 
 
+PAGED = ("tinybitvit.viz.measures", "tinybitvit.models.zoo")  # modules in a package that have a page of their own
+
+
 def module_page(name):
     module = importlib.import_module(name)
     parts = [heading(name), *to_rst(inspect.getdoc(module)), f".. py:module:: {name}\n"]
-    paged = ("tinybitvit.viz.measures",)  # of the modules in a package, those that have a page of their own
-    names = [n for n in members(module) if f"{name}.{n}" in paged or not inspect.ismodule(getattr(module, n))]
+    names = [n for n in members(module) if f"{name}.{n}" in PAGED or not inspect.ismodule(getattr(module, n))]
     parts += [describe(name, member) for member in names]
     if name == "tinybitvit.ops":
         parts.insert(2, "The operations themselves have a page each: :doc:`/ops/index`.\n")
@@ -249,7 +255,8 @@ def api_pages():
     modules, names = public_names()
     names = ["ViT", "load", *(n for n in names if n not in ("ViT", "load"))]  # what most readers look for comes first
     full = [f"tinybitvit.{module}" for module in modules]
-    full.insert(full.index("tinybitvit.viz") + 1, "tinybitvit.viz.measures")
+    for name in PAGED:
+        full.insert(full.index(name.rpartition(".")[0]) + 1, name)
     pages = {f"{name}.rst": module_page(name) for name in full}
     pages["tinybitvit.rst"] = "\n".join(
         [heading("tinybitvit"), *to_rst(inspect.getdoc(tinybitvit)), ".. py:module:: tinybitvit\n"]
@@ -274,18 +281,43 @@ def api_pages():
 
 
 def tutorial_pages():
-    """The notebooks of tutorials/, as they are, below the README of that folder."""
+    """The notebooks of tutorials/ and of its solutions, below the README of that folder."""
     folder = ROOT / "tutorials"
     notebooks = sorted(folder.glob("[0-9]*.ipynb"))
-    names = "".join(f"{path.stem}\n" for path in notebooks)
+    solved = {f"solutions/{path.name}": path for path in sorted(folder.glob("solutions/[0-9]*.ipynb"))}
+    names = "".join(f"{path.stem}\n" for path in notebooks) + "".join(f"{name[:-6]}\n" for name in solved)
     text = (folder / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"`(\d\d_\w+)` \|", lambda m: f"[{m[1]}]({m[1]}.ipynb) |" if m[1] in names.split() else m[0], text)
     index = f"{text}\n```{{toctree}}\n:hidden:\n\n{names}```\n"
-    return {**{path.name: path.read_text(encoding="utf-8") for path in notebooks}, "index.md": index}
+    pages = {path.name: path for path in notebooks} | solved
+    # A link from tutorials/ to docs/ is one from docs/tutorials/ to the folder above.
+    texts = {name: path.read_text(encoding="utf-8").replace("](../docs/", "](../") for name, path in pages.items()}
+    return {**texts, "index.md": index}
+
+
+# --- the zoo ----------------------------------------------------------------------------------------------------------
+
+
+def zoo_pages():
+    """The table of the zoo and all cards, as `tinybitvit zoo` prints them."""
+    cells = zoo_table()
+    parts = [
+        heading("The zoo: trained networks that come along"),
+        "``tinybitvit predict NAME IMAGE``, ``tinybitvit attention NAME IMAGE`` and ``tb.load(NAME)`` take them by"
+        " name; nothing is downloaded. ± is half of the 95 % interval for the full test set (Wilson); bytes are those"
+        " of the file.\n",
+        table(cells[0], cells[1:]),
+        heading("Cards", "-"),
+    ]
+    for name in zoo.names():
+        text = "\n".join(f"   {line}" for line in card_text(zoo.card(name)).splitlines())
+        parts.append(f".. code-block:: text\n\n{text}\n")
+    return {"index.rst": "\n".join(parts)}
 
 
 def generate(app=None):
     write("ops", op_pages())
+    write("zoo", zoo_pages())
     write("api", api_pages())
     write("tutorials", tutorial_pages())
 

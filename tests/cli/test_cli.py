@@ -379,7 +379,8 @@ def test_a_bad_picture_or_model_gives_one_sentence(model_file, pictures, tmp_pat
 
 def test_inspect_counts_every_byte(model_file, capsys):
     assert cli.main(["inspect", model_file]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, empty, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(f"file: {Path(model_file).stat().st_size:,} bytes; arrays: ") and not empty
     assert lines[0].split()[:3] == ["layer", "shape", "bits"] and lines[-1].startswith("total ")
     sizes = [int(re.split(r"\s{2,}", line)[-3].replace(",", "")) for line in lines[2:]]
     assert sum(sizes[:-1]) == sizes[-1] == tb.load(model_file).model_.nbytes

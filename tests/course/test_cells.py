@@ -1,15 +1,19 @@
 """The cells of a lesson: predictions and answers, the student's turn and its solution, what is kept for later."""
 
 import linecache
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 import tinybitvit as tb
 from tinybitvit.course import cells, kept
 from tinybitvit.course.checker import find_task
 
+ROOT = Path(__file__).resolve().parents[2]
 RIGHT = "def unbroadcast(g, shape):\n    return addup(g, shape)\n"
 ADDUP = """\
 def addup(g, shape):
@@ -74,7 +78,7 @@ def test_a_notebook_that_runs_by_itself_goes_on(error, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", nobody)
     assert tb.course.predict("accuracy", "%") is None
-    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (nobody was asked)\n"
+    assert capsys.readouterr().out == "Your prediction, accuracy (in %): (asked in a notebook)\n"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,9 @@ def test_what_is_right_is_used_in_place_of_the_solution(capsys):
     book = Notebook()
     book.turn(RIGHT)
     assert "3 of 3 checks passed" in capsys.readouterr().out
+    assert tb.course.check(book.names["unbroadcast"]) is None
+    assert tb.course.check("1.3", book.names["unbroadcast"]) is True
+    capsys.readouterr()
     book.run(SOLUTION)
     assert book.names["unbroadcast"].own and capsys.readouterr().out == ""
     book.turn(GAP)  # written anew: then the solution is needed again
@@ -160,6 +167,40 @@ def test_an_ellipsis_in_an_index_is_no_gap():
     assert book.names["unbroadcast"].own
 
 
+def test_in_a_real_notebook(tmp_path):
+    """Somebody types a prediction, and uses a function that is not written: a sentence, no traceback."""
+    manager, client = start_new_kernel(cwd=str(tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)})
+    typed, asked, said = iter(["7", "0.5"]), [], []
+
+    def answer(message):
+        asked.append(message["content"]["prompt"])
+        client.input(next(typed))
+
+    def run(source):
+        client.execute_interactive(
+            source,
+            allow_stdin=True,
+            stdin_hook=answer,
+            output_hook=lambda message: said.append(message["content"].get("text") or message["content"]),
+            timeout=60,
+        )
+
+    try:
+        run("import tinybitvit as tb\nguess = tb.course.predict('beta', choices=[0.3, 0.4, 0.5])")
+        run("tb.course.answer('beta', 0.4)")
+        run(f"@tb.course.yours('1.3')\n{GAP}\ntb.course.check(unbroadcast)")
+        run("unbroadcast(1, 2)")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert asked == ["Your prediction, beta [0.3 / 0.4 / 0.5]: "] * 2
+    texts = [text for text in said if isinstance(text, str)]
+    assert texts[:2] == ["'7' is none of 0.3, 0.4, 0.5\n", "beta: you said 0.5; it is 0.4: 0.1 too high\n"]
+    assert texts[2:] == ["not written yet: unbroadcast, cell 1.3\n"]
+    errors = [content["traceback"] for content in said if isinstance(content, dict) and "traceback" in content]
+    assert errors == [["needs cell 1.3: unbroadcast is not written yet"]]
+
+
 # --- kept -------------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +214,17 @@ def test_what_is_kept_is_there_in_the_next_lesson(tmp_path, capsys):
     cells.pieces.clear()
     found = tb.course.mine("unbroadcast")
     assert found.own and found.__module__.startswith("_my")
-    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n"
+    (tmp_path / "solutions").mkdir()
+    os.chdir(tmp_path / "solutions")  # whose notebooks find the folder above
+    assert tb.course.mine("unbroadcast").own
+    os.chdir(tmp_path)
+    cells.pieces.clear()
+    assert capsys.readouterr().out == "yours, from my/: unbroadcast\n" * 2
+    everything = tb.course.everything()
+    assert everything["unbroadcast"].own and everything["mul"][0] is None and not hasattr(everything["walk"], "own")
+    out = capsys.readouterr().out
+    assert "yours, from my/: unbroadcast" in out
+    assert "the solutions are used for what is not in my/: 1.1 mul_backward, 1.2 backward, " in out
     row = next(row for row in tb.course.parts().rows if row[1] == "1.3")
     assert row[2] == "yours" and "yours" in repr(tb.course.parts()) and "yours, 1.3" in tb.course.parts()._repr_html_()
 
@@ -195,18 +246,33 @@ def test_a_file_that_differs_is_not_lost(tmp_path, capsys):
 def test_numpy_and_other_pieces_are_imported(tmp_path):
     book = Notebook()
     book.turn(RIGHT)
-    book.run("LIMIT = 3\nfrom math import prod as product")
+    book.run("LIMIT = 3\nlocal = 4\nfrom math import prod as product")
     book.run(
-        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n    assert product(a.shape) > -LIMIT\n"
+        "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n"
+        "    local = product(a.shape)\n    assert local > -LIMIT\n"
         "    da = np.matmul(g, b.swapaxes(-1, -2))\n    return unbroadcast(da, a.shape), a.swapaxes(-1, -2) @ g\n"
     )
     book.run("tb.course.keep(unbroadcast, matmul_backward)")
     text = (tmp_path / "my" / "matmul_backward.py").read_text()
     for line in ("import numpy as np", "from .unbroadcast import unbroadcast", "from math import prod as product"):
         assert f"{line}\n" in text
-    assert "LIMIT = 3\n" in text
+    assert "LIMIT = 3\n" in text and "local = 4" not in text
     cells.pieces.clear()
     assert all(one.own for one in tb.course.mine("matmul_backward", "unbroadcast"))
+
+
+def test_a_solution_that_a_piece_uses_is_kept_with_it(tmp_path):
+    book = Notebook()
+    book.run("matmul_backward = tb.course.mine('matmul_backward')")
+    book.run(
+        "@tb.course.yours('1.3')\ndef unbroadcast(g, shape):\n"
+        "    assert matmul_backward(g[..., None], None, g[..., None], g[..., None])\n    return addup(g, shape)\n"
+    )
+    book.run("tb.course.keep(unbroadcast)")
+    text = (tmp_path / "my" / "unbroadcast.py").read_text()
+    assert "def matmul_backward" in text and "solutions" not in text and "import numpy" not in text
+    cells.pieces.clear()
+    assert tb.course.mine("unbroadcast").__module__.startswith("_my")
 
 
 def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):
@@ -214,7 +280,7 @@ def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):
     book.turn(GAP)
     book.run(SOLUTION)
     book.run("tb.course.keep(unbroadcast)")
-    assert "not yours yet, so there is nothing to keep" in capsys.readouterr().out and not (tmp_path / "my").exists()
+    assert "not yours yet, so not kept: 1.3 unbroadcast\n" in capsys.readouterr().out and not (tmp_path / "my").exists()
     assert [row[2] for row in tb.course.parts().rows if row[1] == "1.3"] == ["solution"]
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,20 @@ import time
 import nbformat
 import numpy as np
 import pytest
-from course_books import ASSIGNMENTS, ROOT, SETS, data, grade_id, is_test, master, regions, run, solved, task_number
+from course_books import (
+    ASSIGNMENTS,
+    ROOT,
+    SETS,
+    data,
+    grade_id,
+    is_test,
+    master,
+    regions,
+    run,
+    solved,
+    task_number,
+    with_tests,
+)
 
 import tinybitvit as tb
 from tinybitvit.cli.main import main
@@ -23,25 +37,36 @@ SABOTAGE = {
     "ps1-3": ("rows.sum(axis=0)", "rows.mean(axis=0)"),
     "ps1-4": ("(p - truth) / len(p)", "(p - truth)"),
     "ps1-5": ("source.grad += slope", "source.grad = slope"),
+    "ps1-6": ("(1 / 3)", "(1 / 2)"),
+    "ps1-7": ("np.random.default_rng(0).normal(0, 1, p.shape)", "np.ones(p.shape)"),
     "ps2-1": ("transpose(0, 1, 3, 2, 4, 5)", "transpose(0, 3, 1, 2, 4, 5)"),
     "ps2-2": ("n, height // ph, width // pw, ph, pw, channels", "n, width // pw, height // ph, ph, pw, channels"),
     "ps2-3": ("q.shape[-1] ** -0.5", "0.5"),
     "ps2-4-split": ("transpose(2, 0, 3, 1, 4)", "transpose(2, 0, 3, 1, 4)[::-1]"),
     "ps2-4-join": ("y.transpose(0, 2, 1, 3)", "y"),
     "ps2-5": ("(dp - (p * dp).sum(axis=-1, keepdims=True))", "dp"),
+    "ps2-6": ("range(0, tokens, rows)", "range(0, tokens - rows + 1, rows)"),
+    "ps2-7": ("np.roll(one, patch, axis=1)", "np.roll(one, 1, axis=1)"),
     "ps3-1": ("mean(axis=-1, keepdims=True)", "mean()[None, None]"),
     "ps3-2": ("(g * inside,)", "(g,)"),
     "ps3-3": ("max(axis=-1, keepdims=True)", "max()"),
     "ps3-4": ("g @ quantized_weight, dweight", "2 * g @ quantized_weight, dweight"),
+    "ps3-5": ("(w * codes).sum(axis=-1, keepdims=True)", "np.abs(w).sum(axis=-1, keepdims=True)"),
+    "ps3-6": ("2 * n + 2", "n"),
     "ps4-1": ("np.ones((out", "np.zeros((out"),
     "ps4-2": (".reshape(len(packed), -1)[:, :width]", ".reshape(len(packed), -1)"),
     "ps4-3": (" + 4", " + 2"),
     "ps4-4": ('dtype="int64"', 'dtype="uint8"'),
+    "ps4-5-pack": ("3 ** np.arange(5)", "2 ** np.arange(5)"),
+    "ps4-5-unpack": (" - 1).astype", ").astype"),
+    "ps4-6": ("2 ** (bits - 1)", "2**bits"),
     "ps5-1": ("np.add.at(matrix, (truth, answers), 1)", "matrix[truth, answers] += 1"),
     "ps5-2": ("f1 = 2 * right / np.maximum(called + there, 1)", "f1 = precision * recall"),
     "ps5-3": ("(step + 1) / warmup", "step / warmup"),
     "ps5-4": ("optimizer.zero_grad()", "pass"),
     "ps5-5": ("result = (0.5 * layer.mean(axis=1) + 0.5 * identity) @ result", "result = layer.mean(axis=1) @ result"),
+    "ps5-6": ("10 * classes", "classes"),
+    "ps5-7": ("(a & ~b)", "(~a & ~b)"),
 }
 
 
@@ -121,7 +146,12 @@ def test_cells_are_graded_as_they_should_be(name, releases):
     for book in (master(name), releases[name]):
         tests = [cell for cell in book.cells if is_test(cell)]
         for cell in tests:
-            assert not isinstance(ast.parse(cell.source).body[-1], ast.Expr), f"{grade_id(cell)} ends in a value"
+            if grade_id(cell).endswith("-checks"):
+                task = tb.course.tasks(name)[f"{name}.{task_number(cell)}"]
+                assert re.fullmatch(rf'tb\.course\.score\("{task.id}", .*\)', cell.source)
+                assert data(cell).points == len(task.checks), "a point for each check"
+            else:
+                assert not isinstance(ast.parse(cell.source).body[-1], ast.Expr), f"{grade_id(cell)} ends in a value"
             assert data(cell).locked and not data(cell).solution
         prose = [cell for cell in book.cells if cell.cell_type == "markdown" and data(cell).get("grade")]
         assert len(prose) == 1 and data(prose[0]).solution
@@ -130,7 +160,7 @@ def test_cells_are_graded_as_they_should_be(name, releases):
         for k, total in points.items():
             (title,) = [c.source for c in book.cells if c.source.startswith(f"## Task {k}:")]
             assert f"({total} points)" in title.splitlines()[0]
-            assert len([c for c in tests if task_number(c) == k]) > 1 or total <= 2, "partial credit"
+            assert f"{name}-{k}-checks" in {grade_id(c) for c in tests} or total <= 2, "partial credit"
         assert f"({data(prose[0]).points} points)" in next(c.source for c in book.cells if "own words" in c.source)
 
 
@@ -139,8 +169,13 @@ def test_the_hidden_tests_are_only_in_the_second_cell_of_a_task():
     for name in SETS:
         tests = [cell for cell in master(name).cells if is_test(cell)]
         hidden = {grade_id(cell) for cell in tests if regions(cell, "HIDDEN TESTS")}
-        written = {task_number(cell) for cell in master(name).cells if data(cell).get("solution")} - {None}
-        assert hidden == {f"{name}-{k}-more" for k in written}
+        assert hidden == {grade_id(cell) for cell in tests if grade_id(cell).endswith("-more")} and len(hidden) >= 4
+
+
+def test_each_set_has_two_tasks_without_a_recipe():
+    for name in SETS:
+        text = "\n".join(cell.source for cell in master(name).cells)
+        assert text.count("**Find the method.**") >= 2
 
 
 def test_every_answer_is_sabotaged_below():
@@ -149,18 +184,14 @@ def test_every_answer_is_sabotaged_below():
 
 
 @pytest.mark.parametrize("answer", SABOTAGE)
-def test_a_mistake_costs_points_and_is_explained(answer, releases, capsys):
+def test_a_mistake_costs_its_own_task_and_is_explained(answer, releases, capsys):
     name, number = answer.split("-")[:2]
-    graded = {grade_id(cell): cell for cell in master(name).cells}
-    book = solved(releases[name], name, {answer: SABOTAGE[answer]})
-    for cell in book.cells:  # hidden tests back, as for grading
-        if is_test(cell):
-            cell.source = graded[grade_id(cell)].source
+    book = with_tests(solved(releases[name], name, {answer: SABOTAGE[answer]}), name)
     with np.errstate(all="ignore"):
-        outcome, names = run(book, until=f"{name}-{number}-more")
+        outcome, names = run(book)
     capsys.readouterr()
-    earlier = [error for grade, error in outcome.items() if not grade.startswith(f"{name}-{number}-")]
-    assert not any(earlier) and outcome[f"{name}-{number}-more"] is not None
+    own = {grade for grade in outcome if grade.startswith(f"{name}-{number}-")}
+    assert {grade for grade, error in outcome.items() if error} == own, "its own task loses points, and no other"
     task = tb.course.tasks(name)[f"{name}.{number}"]
     with np.errstate(all="ignore"):
         assert not tb.course.check(task.id, task.answer(names))
@@ -284,8 +315,8 @@ def test_load_skips_tests_and_cells_that_fail(tmp_path, releases, capsys):
         tb.course.load(tmp_path / "ps5.ipynb")
 
 
-def test_the_classroom_template(tmp_path, releases):
-    for template in (ASSIGNMENTS / "classroom").glob("*.py"):
+def test_the_template_for_pytest(tmp_path, releases):
+    for template in (ASSIGNMENTS / "with_pytest").glob("*.py"):
         (tmp_path / template.name).write_text(template.read_text())
     nbformat.write(solved(releases["ps3"], "ps3", {"ps3-2": SABOTAGE["ps3-2"]}), tmp_path / "ps3.ipynb")
 
@@ -295,10 +326,10 @@ def test_the_classroom_template(tmp_path, releases):
         return done.returncode, done.stdout
 
     status, out = pytest_says("-W", "error")
-    assert status == 1 and "1 failed, 3 passed" in out
-    assert "FAILED test_tasks.py::test_task[ps3.2]" in out and "hint: keep the mask" in out
+    assert status == 1 and "1 failed, 5 passed" in out
+    assert "FAILED test_tasks.py::test_task[ps3.2]" in out and "hint: where is the ramp flat" in out
     status, out = pytest_says("-m", "ps3_1 or ps3_4")
-    assert status == 0 and "2 passed, 2 deselected" in out
+    assert status == 0 and "2 passed, 4 deselected" in out
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -310,7 +341,7 @@ def test_nbgrader_is_not_needed_for_checks():
     assert (done.returncode, done.stderr) == (0, "") and "0 of 3" in done.stdout
 
 
-@pytest.mark.parametrize("step", ["new x", "release ps1", "grade ps1 x", "feedback ps1"])
+@pytest.mark.parametrize("step", ["new x", "release ps1", "grade ps1 x", "export ps1 --for canvas", "feedback ps1"])
 def test_without_nbgrader_the_command_says_what_to_install(step, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nbgrader", None)
     assert main(["course", *step.split()]) == 2
@@ -322,6 +353,9 @@ BAD = {
     "new other --assignments source": "name the folder tutorials/assignments of a checkout with --assignments",
     "release ps9": "start a course with `tinybitvit course new`",
     "grade ps1 nowhere": "nowhere is not a folder",
+    "export ps1 ps9 --for canvas": "ps9 is not released",
+    "export ps1 --for gradescope --roster x.csv": "a roster is for Canvas, not for gradescope",
+    "export ps1 --for canvas --roster nowhere.csv": "nowhere.csv",
     "grade ps9 subs": "ps9 is not released",
     "grade ps1 empty": "no notebook (*.ipynb) in",
     "grade ps1 twice": "ann holds 2 notebooks: leave in it the one to be graded",

@@ -18,7 +18,7 @@ from tinybitvit.course import grading
 pytestmark = pytest.mark.slow
 
 SET = "ps3"
-POINTS = {1: 4, 2: 5, 3: 4, 4: 6, 5: 2}
+POINTS = {1: 4, 2: 5, 3: 4, 4: 4, 5: 3, 6: 3, 7: 2}
 PROSE = 4
 CORES = joblib.cpu_count()
 
@@ -92,10 +92,10 @@ def kills_the_grader(book):
 # student -> (what is wrong, the tasks that get less than their points: {task: points})
 CLASS = {
     "ann": (correct, {}),
-    "bob": (fails_hidden, {1: 2, 2: 2, 4: 2}),
-    "carla": (deletes_tests, {1: 2, 2: 2, 4: 2}),
-    "dave": (overwrites_tests, {1: 2, 2: 2, 4: 2}),
-    "erin": (syntax_error, {4: 0, 5: 1}),
+    "bob": (fails_hidden, {1: 1}),
+    "carla": (deletes_tests, {1: 1}),
+    "dave": (overwrites_tests, {1: 1}),
+    "erin": (syntax_error, {4: 0}),
     "frank": (untouched, dict.fromkeys(POINTS, 0)),
     "gina": (duplicates, {}),
     "hans": (prints_to_stderr, {}),
@@ -158,7 +158,7 @@ def test_a_student_gets_exactly_these_points(student, course):
     assert {k: float(row[f"task {k}"]) for k in POINTS} == expected
     assert float(row["score"]) == sum(expected.values()) and float(row["max_score"]) == sum(POINTS.values()) + PROSE
     assert row["prose"] == ("0.0" if change is untouched else "") and row["note"] == ""
-    assert f"\n{student}: {sum(expected.values())} of 25 points\n" in "\n" + course.printed
+    assert f"\n{student}: {sum(expected.values())} of 29 points\n" in "\n" + course.printed
 
 
 def test_ten_submissions_take_less_than_a_minute(course):
@@ -205,10 +205,10 @@ def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
     odd = ["cem", "dir", "eve", *(["fay"] if hasattr(os, "mkfifo") else [])]
     assert set(rows) == {*CLASS, *late, *odd}
     tasks = {student: {k: float(rows[student][f"task {k}"]) for k in POINTS} for student in late}
-    assert tasks["ben"] == POINTS | {4: 2, 5: 1}, "interrupted, and what does not need the loop is graded"
-    assert tasks["amy"] == dict.fromkeys(POINTS, 0) | {3: POINTS[3]}, "the cell that ends the process is left out"
+    assert tasks["ben"] == POINTS | {4: 2}, "interrupted, and what does not need the loop is graded"
+    assert tasks["amy"] == POINTS | {1: 0}, "the cell that ends the process is left out"
     assert tasks["max"] in (tasks["amy"], tasks["zoe"]), "it finds nobody to kill, or itself"
-    assert tasks["zoe"] == POINTS and float(rows["zoe"]["score"]) == 21
+    assert tasks["zoe"] == POINTS and float(rows["zoe"]["score"]) == 25
     for student in odd:
         assert float(rows[student]["score"]) == 0 and rows[student]["note"] == "could not be graded"
     assert re.search(r"^cem: .*JSON", printed, re.M)
@@ -223,7 +223,7 @@ def test_a_killed_grader_harms_nobody_else(course, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(grading, "_convert", killed_at_kim)
     grading.grade(SET, tmp_path / "two", course.folder, jobs=2)
     out = capsys.readouterr().out
-    assert "kim: the process that graded it was killed" in out and out.count("21 of 25 points") == 2
+    assert "kim: the process that graded it was killed" in out and out.count("25 of 29 points") == 2
     after = grades(course.folder)
     assert {k: v for k, v in after.items() if k not in ("kim", "lea")} == before
     assert float(after["kim"]["score"]) == 0 and after["kim"]["note"] == "could not be graded"
@@ -252,8 +252,8 @@ def test_prose_is_graded_by_hand_and_feedback_hides_the_hidden_tests(course):
         writer.writerows(rows)
     command("feedback", SET, folder=course.folder)
     found = grades(course.folder)
-    assert found["ann"]["score"] == found["ann"]["max_score"] == "25.0" and found["ann"]["prose"] == "4.0"
-    assert found["bob"]["score"] == "14.5"  # 12 for the tasks and 2.5
+    assert found["ann"]["score"] == found["ann"]["max_score"] == "29.0" and found["ann"]["prose"] == "4.0"
+    assert found["bob"]["score"] == "24.5"  # 22 for the tasks and 2.5
 
     pages = {student: page_text(course.folder / "feedback" / student / SET / f"{SET}.html") for student in CLASS}
     hidden = {squeezed(line) for cell in master(SET).cells for line in regions(cell, "HIDDEN TESTS")}
@@ -267,7 +267,7 @@ def test_prose_is_graded_by_hand_and_feedback_hides_the_hidden_tests(course):
 
     hand_in(course.root / "again", course.release, {"ann": CLASS["ann"]})
     command("grade", SET, course.root / "again", folder=course.folder)
-    assert grades(course.folder)["ann"]["score"] == "25.0", "points given by hand outlive another grading"
+    assert grades(course.folder)["ann"]["score"] == "29.0", "points given by hand outlive another grading"
 
 
 def squeezed(text):

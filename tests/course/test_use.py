@@ -1,5 +1,6 @@
 """`use`: a network that trains, predicts and packs on functions as a student writes them."""
 
+import inspect
 import math
 
 import numpy as np
@@ -216,6 +217,22 @@ def test_a_network_on_a_students_functions_is_the_librarys(bits, tmp_path, capsy
         assert np.array_equal(tb.load(tmp_path / "m.safetensors").predict(X), mine.predict(X))
 
 
+def test_a_network_on_the_solutions_of_all_lessons_is_the_librarys(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where nobody has kept anything
+    theirs, X = trained(1.58)
+    found = tb.course.everything()
+    assert {"walk", "unbroadcast", "matmul", "patchify", "softmax", "multi_head_attention", "layer_norm", "gelu"} <= {
+        *found
+    }
+    assert {"cross_entropy", "binary_codes", "slope", "ternary_codes", "absmax_codes", "adamw", "pack_2bit"} <= {*found}
+    tb.course.use(**found)
+    mine, _ = trained(1.58)
+    assert "of the library is used" not in capsys.readouterr().out
+    np.testing.assert_allclose(mine.history_["loss"], theirs.history_["loss"], rtol=2e-2)
+    mine.save(tmp_path / "m.safetensors", packed=True)
+    assert np.array_equal(tb.load(tmp_path / "m.safetensors").predict(X), mine.predict(X))
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_each_function_is_really_called(name, tmp_path):
     def broken(*arrays, **options):
@@ -276,3 +293,24 @@ def test_a_name_without_a_pair_is_refused():
     with pytest.raises(ValueError, match=r"use\(gelu=...\) needs a Function or a pair"):
         tb.course.use(gelu=gelu)
     assert not plug.in_use
+
+
+@pytest.mark.parametrize("name", plug.HOOKS)
+def test_what_is_put_in_takes_what_the_librarys_own_takes(name):
+    owner, attribute, wrap = plug.HOOKS[name]
+    own = getattr(owner, attribute)
+    taken = inspect.signature(wrap(own, EVERYTHING[name])).parameters.values()
+    given = inspect.signature(own).parameters.values()
+    assert [p.kind for p in taken] == [p.kind for p in given]
+    assert [p.default for p in taken] == [p.default for p in given]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+def test_a_students_activations_heed_the_smallest_size_in_front_of_a_norm(size):
+    x = (size * np.random.default_rng(0).standard_normal((3, 8))).astype("float32")
+    for eps in (ste.EPS, ste.EPS / 1000):
+        expected = ste.absmax_codes(np, x, 8, None, eps)
+        with tb.course.use(absmax_codes=absmax_codes):
+            found = ste.absmax_codes(np, x, 8, None, eps)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)

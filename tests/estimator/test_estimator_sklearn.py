@@ -1,5 +1,9 @@
 """tb.ViT as a scikit-learn classifier: scikit-learn's own checks, and its tools on images."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -39,6 +43,21 @@ def test_clone_keeps_every_parameter_object(images):
     augment = lambda X, rng: X  # noqa: E731
     model = tb.ViT(**{**TINY, "augment": augment, "patch_size": (2, 2)})
     assert clone(model).get_params() == model.get_params()
+
+
+def test_jobs_of_a_search_do_not_interleave_their_lines(tmp_path):
+    """Two at a time print nothing; the last training, which is alone, tells of its epochs."""
+    code = (
+        "import tinybitvit as tb\nfrom sklearn.model_selection import GridSearchCV\n"
+        "d = tb.data.load_digits()\nmodel = tb.ViT(dim=8, depth=1, heads=2, epochs=2, device='cpu', random_state=0)\n"
+        "GridSearchCV(model, {'bits': [32, 1]}, cv=2, n_jobs=2).fit(d.X_train[:80], d.y_train[:80])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(tb.__file__))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["epoch", "1/2"], ["epoch", "2/2"]]
 
 
 def test_grid_search_and_cross_validation_take_images(images):

@@ -8,6 +8,7 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -75,6 +76,7 @@ TOOLS = {  # the programs that are not ours -> where they are run
     ".ci/run": "it is what runs the tests",
     "cd": "it changes the folder",
     "cp": "it copies a file",
+    "gh": "it needs an account at GitHub",
     "jupyter": "test_tutorials.py runs the notebooks without it",
     "mypy": ".ci/run",
     "pip": ".ci/run installs everything in a fresh environment",
@@ -84,6 +86,7 @@ TOOLS = {  # the programs that are not ours -> where they are run
     "sphinx-build": "below",
 }
 SETUP = re.compile(r"(\w+=\S+ )+")
+UV = re.compile(r"^uv run (--extra \w+ )?")
 
 
 def check_python(arguments):
@@ -95,12 +98,12 @@ def check_python(arguments):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.text}")
 def test_commands_parse(command):
-    program, *arguments = shlex.split(SETUP.sub("", command.text))
+    program, *arguments = shlex.split(UV.sub("", SETUP.sub("", command.text)))
     if program == "mpiexec":
         program, arguments = "tinybitvit", arguments[arguments.index("tinybitvit") + 1 :]
     if program == "tinybitvit":
         build_parser().parse_args(arguments)
-    elif program == "python":
+    elif program in ("python", "python3"):
         assert check_python(arguments), command.text
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -239,6 +242,14 @@ def test_every_public_name_is_in_the_reference(site):
         assert {f"{module}.{name}" for name in set(its) - own} <= page.ids
 
 
+def test_the_reference_has_a_line_for_every_public_name():
+    """As `docs/make_reference.py` writes it now."""
+    script = runpy.run_path(str(DOCS / "make_reference.py"))
+    assert script["text"]() == (DOCS / "reference.md").read_text(encoding="utf-8"), "run python docs/make_reference.py"
+    lines = [line for line in script["text"]().splitlines() if line.startswith("| `")]
+    assert len(lines) > 200 and not [line for line in lines if line.endswith("|  |")]
+
+
 def test_every_page_and_notebook_is_on_the_site(site):
     notebooks = {f"tutorials/{path.stem}.html" for path in (ROOT / "tutorials").glob("[0-9]*.ipynb")}
     written = {page.removeprefix("docs/").removesuffix(".md") + ".html" for page in PAGES if page.startswith("docs/")}
@@ -251,9 +262,29 @@ def test_formulas_are_drawn_without_a_script(site):
 
 
 def test_the_live_page_is_there(site):
-    text = (site / "browser.html").read_text(encoding="utf-8")
-    assert '<iframe class="live" src="_static/digits.html"' in text
-    assert "Content-Security-Policy" in (site / "_static" / "digits.html").read_text(encoding="utf-8")
+    for name in ("index", "browser"):
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        frames = re.findall(r'<iframe class="live" src="(_static/[\w-]+\.html)"', text)
+        assert frames[0] == "_static/digits.html" and len(frames) == len(set(frames))
+        for frame in frames:
+            page = (site / frame).read_text(encoding="utf-8")
+            assert "Content-Security-Policy" in page and len(page) < 3_000_000
+
+
+@pytest.mark.browser
+def test_the_home_of_a_phone_shows_drawing_and_answers(site):
+    """Without scrolling, in a frame as high as its page."""
+    from chromium import Chromium
+
+    inside = "document.querySelector('iframe.live').getBoundingClientRect()"
+    with Chromium() as browser:
+        browser.open(site / "index.html", width=390, height=844)
+        browser.evaluate("new Promise((resolve) => setTimeout(resolve, 1500))")
+        top, height, left, right = browser.evaluate(
+            f"(({{ top, height, left, right }}) => [top, height, left, right])({inside})"
+        )
+        assert top < 250 and left >= 0 and right <= 390  # tests/web/test_zoo_page.py: 590 pixels below are the answers
+        assert 700 < height < 1700  # what the page in it told
 
 
 @pytest.mark.browser
@@ -311,9 +342,29 @@ def test_docstrings_are_text(extensions, text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("y_i = e^(x_i - max x)", "y<sub>i</sub> = e<sup>x<sub>i</sub> - max x</sup>"),
-        ("dL/dx_ij < g^T x^2", "dL/dx<sub>ij</sub> &lt; g<sup>T</sup> x<sup>2</sup>"),
+        ("y_i = e^(x_i - max x)", r"y_{i} = {e}^{x_{i} - \max\, x}"),
+        ("a / (b + 1) per row", r"\frac{a}{b + 1} per row"),
+        ("x (1 + z) / 2", r"\frac{x\,\left( 1 + z \right)}{2}"),
+        ("e^a / sum_j e^b", r"\frac{{e}^{a}}{\sum_{j}\, {e}^{b}}"),
+        ("dL/dx_ij < g^T x^2", r"\frac{\mathrm{d}L}{\mathrm{d}x_{ij}} < {g}^{T}\,{x}^{2}"),
+        ("e^-|x| <= 1", r"{e}^{-\left| x \right|} \leq 1"),
+        ("s = sqrt(mean(x^2) + eps)", r"s = \sqrt{\mathrm{mean} \left( {x}^{2} \right) + \varepsilon}"),
+        ("a border of a constant value", "a border of a constant value"),
+    ],
+)
+def test_formulas_are_read(extensions, monkeypatch, text, expected):
+    """What TeX a formula becomes; a line may end before a relation, and words stay words."""
+    import typeset
+
+    monkeypatch.setattr(typeset.latex2mathml, "tex2mathml", lambda tex, as_block: tex)
+    assert typeset.typeset(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("`a_b` and pad_width", "<code>a_b</code> and pad_width"),
+        ("in 2016 (arXiv 1607)", "in 2016 (arXiv 1607)"),
     ],
 )
 def test_formulas_are_set(extensions, text, expected):

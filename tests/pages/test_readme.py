@@ -5,12 +5,14 @@ Its commands and links are tested with those of all pages, in test_docs.py.
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tinybitvit.ops import OPS
 
@@ -77,3 +79,41 @@ def test_the_sizes_are_those_of_files(tmp_path):
         tb.io.save_model(tmp_path / "m", model, packed=bits != "32")
         parameters = sum(p.size for p in model.parameters())
         assert 8 * (tmp_path / "m").stat().st_size / parameters == pytest.approx(float(effective), abs=0.05)
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def shown():
+    """What the table in the README's picture says: columns, rows of texts, and the summary that they were made of."""
+    with Image.open(ROOT / "docs" / "figures" / "study-digits.png") as image:
+        return json.loads(image.text["table"])
+
+
+def test_the_picture_has_the_columns_and_the_rounding_of_the_program():
+    from tinybitvit.study import report
+
+    content = shown()
+    results = {"summary": content["summary"], "models": []}
+    assert content["columns"] == report.columns(results) and content["columns"][:3] == ["model", "accuracy", "gap"]
+    assert [[cell.removesuffix(" †") for cell in row] for row in content["rows"]] == report.rows(results), (
+        "run python docs/make_report_figure.py"
+    )
+    assert [row[0] for row in content["rows"]] == ["32 bits", "1.58 bits", "1 bit"]
+    assert "make_report_figure.py" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_picture_shows_what_the_program_does(tmp_path):
+    """`tinybitvit study digits`, run again: bytes but for the seconds as text, accuracies within their intervals."""
+    from tinybitvit import study
+
+    results = study.run_study("digits", out=tmp_path)
+    content = shown()
+    assert len(results["summary"]) == len(content["summary"])
+    for now, then in zip(results["summary"], content["summary"], strict=True):
+        assert {key: now[key] for key in ("bits", "dim", "depth", "parameters", "weight_bytes")} == {
+            key: then[key] for key in ("bits", "dim", "depth", "parameters", "weight_bytes")
+        }
+        assert now["bytes"] == pytest.approx(then["bytes"], abs=200)
+        assert then["accuracy"]["low"] <= now["accuracy"]["mean"] <= then["accuracy"]["high"]

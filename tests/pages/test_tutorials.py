@@ -19,6 +19,7 @@ import pytest
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+SOLUTIONS = sorted(TUTORIALS.glob("solutions/[0-9][0-9]_*.py"))
 QUICK = ("01", "03")  # a few seconds each; the others are run by `pytest -m slow`
 MOST_SECONDS = 60
 
@@ -44,7 +45,12 @@ def names(path):
 
 
 def quick_or_slow(scripts):
-    return [pytest.param(s, marks=[] if s.name.startswith(QUICK) else pytest.mark.slow, id=s.stem) for s in scripts]
+    return [
+        pytest.param(
+            s, marks=[] if s.name.startswith(QUICK) else pytest.mark.slow, id=s.relative_to(TUTORIALS).as_posix()
+        )
+        for s in scripts
+    ]
 
 
 @pytest.fixture
@@ -94,6 +100,19 @@ def test_a_new_cell_leaves_the_other_ids_alone():
     assert [cell.id for cell in before.cells] == [cell.id for cell in after.cells if cell.source != "z = 3"]
 
 
+def test_the_kind_of_a_cell_says_what_is_folded():
+    kinds = ("predict", "naive", "your-turn", "solution", "see", "answer")
+    text = "# %%\nplain = 1\n" + "".join(f'\n# %% kind="{kind}"\nx = 1\n' for kind in kinds)
+    plain, *cells = nbformat.reads(sync["notebook"](text), as_version=4).cells
+    assert plain.metadata == {}
+    assert [cell.metadata.tags[0] for cell in cells] == list(kinds)
+    hidden = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
+    assert hidden == [False, False, False, True, True, True]
+    assert [cell.metadata.tags[1:] for cell in cells] == [[], [], [], ["hide-input"], ["hide-input"], ["hide-cell"]]
+    with pytest.raises(ValueError, match=r"a cell's kind is one of predict, .*, not 'sea'"):
+        sync["notebook"]('# %% kind="sea"\nx = 1\n')
+
+
 def markdown(script):
     cells = nbformat.reads(sync["notebook"](script.read_text(encoding="utf-8")), as_version=4).cells
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -107,8 +126,19 @@ def test_structure(script):
     assert headings[-1] == "Exercises"
     exercises = re.findall(r"^\d\. ", text.rpartition("## Exercises")[2], flags=re.MULTILINE)
     assert 3 <= len(exercises) <= 5
-    assert len(re.findall(r"\*\*Predict", text)) >= 3, "a question before each result"
+    asked = re.findall(r"\*\*Predict", text) + re.findall(r"\bpredict\(", script.read_text(encoding="utf-8"))
+    assert len(asked) >= 3, "a question before each result"
     assert script.stem in (TUTORIALS / "README.md").read_text(encoding="utf-8"), "listed in README.md"
+
+
+@pytest.mark.parametrize("script", SOLUTIONS, ids=names)
+def test_each_exercise_has_a_hint_and_a_worked_solution(script):
+    lesson, text = markdown(TUTORIALS / script.name).rpartition("## Exercises")[2], markdown(script)
+    exercises = re.findall(r"^(\d)\. \((\d+ min|an hour|an evening)[^)]*\) ", lesson, flags=re.MULTILINE)
+    assert [number for number, _ in exercises] == re.findall(r"^## (\d)\. ", text, flags=re.MULTILINE), "with its time"
+    assert f"solutions/{script.stem}.ipynb" in lesson
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert all("Hint: " in section for section in sections)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=names)
@@ -116,7 +146,8 @@ def test_claims_are_asserts_and_paths_are_relative(script):
     source = script.read_text(encoding="utf-8")
     assert "inspect.getsource(" in source, "the library's code is quoted, not copied"
     tree = ast.parse(source)
-    assert sum(isinstance(node, ast.Assert) for node in ast.walk(tree)) >= 5
+    answers = re.findall(r"^answer\(", source, flags=re.MULTILINE)
+    assert len(answers) + sum(isinstance(node, ast.Assert) for node in ast.walk(tree)) >= 5
     texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     assert not [t for t in texts if re.match(r"(/\w|~/|[A-Za-z]:\\|https?:)", t)]
 
@@ -130,7 +161,7 @@ def test_the_guard_refuses_the_network(tutorial_environment):
     assert "a tutorial asked the network for 192.0.2.1" in done.stderr
 
 
-@pytest.mark.parametrize("script", quick_or_slow(SCRIPTS))
+@pytest.mark.parametrize("script", quick_or_slow([*SCRIPTS, *SOLUTIONS]))
 def test_script(script, tutorial_environment):
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     command = [sys.executable, "-W", "error::SyntaxWarning", str(script)]

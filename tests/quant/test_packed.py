@@ -150,6 +150,21 @@ def test_largest_sums_do_not_overflow(bits, K):
     assert np.array_equal(forward(pack, x), integer_forward(layer, x))
 
 
+@pytest.mark.parametrize(("bits", "K"), [(1.58, 384), (1.58, 1032), (1, 1000), (2, 516)])
+@pytest.mark.parametrize("out", [384, 385, 386])
+def test_three_sums_in_one_are_exact(rng, monkeypatch, bits, K, out):
+    """Also the longest there are, of either sign, side by side."""
+    layer = make_layer(rng, K, out, bits)
+    layer.weight.data[::2] = rng.choice([-1, 1], (len(layer.weight.data[::2]), 1))
+    x = rng.standard_normal((300, K)).astype("float32")
+    x[:20] = rng.choice([-1, 1], (20, 1))
+    calls, three = [], integer.accumulate_three
+    monkeypatch.setattr(integer, "accumulate_three", lambda *a: calls.append(three(*a)))
+    assert np.array_equal(forward(PackedLinear.from_bitlinear(layer), x), integer_forward(layer, x))
+    assert np.array_equal(forward(layer, x), integer_forward(layer, x))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(("tile", "rows", "block"), [(1, 1, 1), (64, 3, 100), (2**22, 4096, 2**16)])
 def test_tiles_and_blocks_do_not_change_a_bit(monkeypatch, rng, tile, rows, block):
     layer = make_layer(rng, 50, 30, 1.58, 8, norm=True)

@@ -16,10 +16,12 @@ import tinybitvit as tb
 from tinybitvit import study
 from tinybitvit.data import DataError, Dataset
 from tinybitvit.study import report
+from tinybitvit.study import results as statistics
 from tinybitvit.train import loop
 
 TRAIN_MODEL = "tinybitvit.study.run.train_model"
 TINY = {"dim": 16, "depth": 1, "heads": 2, "epochs": 2, "train_size": 60, "test_size": 40}
+WIDTHS = ("32 bits", "1.58 bits", "1 bit")
 FORM = ["bits", "accuracy", "precision", "recall", "f1", "parameters", "weight_bytes", "seconds", "confusion_matrix"]
 
 
@@ -97,7 +99,9 @@ def test_pictures_are_files_and_in_the_page(done):
     for name in names:
         with Image.open(folder / name) as image:
             assert image.format == "PNG" and min(image.size) > 300
-    assert page.count("src='data:image/png;base64,") == page.count("<img") == 3
+    # a picture each for the three confusion matrices, so that they fit a phone
+    assert page.count("src='data:image/png;base64,") == page.count("<img") == 5
+    assert {f"alt='Confusion matrices, {name}'" for name in WIDTHS} <= set(re.findall("alt='[^']*'", page))
 
 
 def test_models_are_kept_in_files(done):
@@ -138,13 +142,14 @@ def test_page_is_well_formed_and_asks_for_nothing(done):
     text = (done[0] / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open and "script" not in page.tags and "link" not in page.tags
-    assert all(link.startswith(("data:image/png;base64,", "width=device-width")) for link in page.links)
+    others = [link for link in page.links if not link.startswith(("data:image/png;base64,", "width=device-width"))]
+    assert others == ["try.html"] and (done[0] / "try.html").exists()
     assert not re.search(r"https?://|url\(|@import", text)
     assert "prefers-color-scheme: dark" in text
     assert {"1.58 bits", "1 bit", "Confusion matrices", "digits"} <= {t.strip() for t in page.texts} | {"digits"}
     for model in done[1]["models"]:
         score = f"{100 * model['accuracy']:.2f} ±"
-        assert any(text.startswith(score) for text in page.texts) and f"{model['weight_bytes']:,}" in page.texts
+        assert any(text.startswith(score) for text in page.texts) and f"{model['bytes']:,}" in page.texts
 
 
 def test_table_for_the_terminal(done):
@@ -154,11 +159,59 @@ def test_table_for_the_terminal(done):
     assert len({len(line) for line in lines[:5]}) == 1
 
 
+def entry_with(accuracy, gap, bits=1, size=100):
+    """What `report.findings` reads of an entry."""
+    shape = {"bits": bits, "recipe": None, "dim": 8, "depth": 1, "bytes": size, "weight_bytes": size}
+    return {**shape, "accuracy": {"mean": accuracy}, "gap": gap}
+
+
+def test_the_report_begins_with_what_was_found(done):
+    page = (done[0] / "report.html").read_text(encoding="utf-8")
+    for text in report.findings(done[1]):
+        assert f"<li>{text}</li>" in page and page.index(text) < page.index("<table")
+    full = entry_with(0.98, None, bits=32, size=700)
+    close = entry_with(0.97, {"mean": 0.01, "low": -0.005, "high": 0.025})
+    apart = entry_with(0.9, {"mean": 0.08, "low": 0.06, "high": 0.1}, bits=1.58)
+    better = entry_with(0.99, {"mean": -0.01, "low": None, "high": None}, bits=2)
+    assert report.findings({"summary": [full, close, apart, better]}) == [
+        "1 bit: 97.00 % of the test images, 1.00 points below 32 bits (95 % interval of the gap: -0.50 to 2.50,"
+        " which may be chance), in a file 7.0 times smaller.",
+        "1.58 bits: 90.00 % of the test images, 8.00 points below 32 bits (95 % interval of the gap: 6.00 to 10.00),"
+        " in a file 7.0 times smaller.",
+        "2 bits: 99.00 % of the test images, 1.00 points above 32 bits, in a file 7.0 times smaller.",
+    ]
+
+
+def test_the_interval_of_a_gap():
+    """The example of Newcombe 1998: 56 of 70 and 48 of 80, by method 10."""
+    first, second = statistics.binomial_interval(56 / 70, 70), statistics.binomial_interval(48 / 80, 80)
+    found = statistics.difference_interval(first, second)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert found["half_width"] == pytest.approx((found["high"] - found["low"]) / 2)
+
+
+def test_what_is_undertrained_says_so_in_its_row(done):
+    """Two epochs of 60 images are too few, for every width."""
+    assert all(row[1].endswith(" †") for row in report.rows(done[1]))
+    assert any(note.startswith("† undertrained: 32 bits (the training accuracy is ") for note in report.notes(done[1]))
+
+
+def test_the_curves_say_what_they_are_of(done):
+    (figure,) = (figure for file, *_, figure in study.result_figures(done[1]) if file == "loss.png")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{name}, training" for name in WIDTHS]
+    floor = -0.91 * np.log(0.91) - 9 * 0.01 * np.log(0.01)
+    (dotted,) = (line for line in figure.axes[0].lines if line.get_linestyle() == ":")
+    assert dotted.get_ydata()[0] == pytest.approx(floor)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["floor of label smoothing"]
+    (caption,) = (caption for file, _, caption, _ in study.result_figures(done[1]) if file == "loss.png")
+    assert f"no loss lies below {floor:.3f} nats" in caption and "asks for 0.91 of the probability" in caption
+
+
 def test_same_seed_same_results(no_figures, tmp_path):
     def without_times(seed):
         results = study.run_study("digits", [1.58], out=tmp_path, seed=seed, **TINY)
         for model in results["models"]:
-            del model["seconds"], model["history"]["seconds"]
+            del model["seconds"], model["history"]["seconds"], model["bytes"]  # the file holds the seconds, too
         return results["models"]
 
     first = without_times(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-MADE = {"_build", "api", "ops", "tutorials"}  # folders of docs/ that git ignores
+MADE = {"_build", "api", "ops", "tutorials", "zoo"}  # folders of docs/ that git ignores
 EXCUSE = re.compile(r"# not run by the tests: (\S.*)")
 
 

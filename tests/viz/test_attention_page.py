@@ -270,6 +270,8 @@ def test_keys_change_layer_head_method_and_image(opened, comparison):
     opened.key(".")
     assert_shows(opened, [comparison.matrix(n, 1, 2)[1, 0] for n in comparison.names])
     assert opened.evaluate("document.getElementById('truth').textContent").endswith("<script>alert(1)</script>")
+    for _ in ("similarity", "components", "norms"):  # see test_views_page.py
+        opened.key("m")
     for method in ("rollout", "gradient", "mean", "max", "min"):
         opened.key("m")
         assert state(opened)[0] == method

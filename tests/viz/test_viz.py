@@ -367,7 +367,9 @@ def test_attention_files(fitted, tmp_path, rng):
         assert picture.width > 400
     viz.attention_files(models, paths, tmp_path / "out.html")
     text = (tmp_path / "out.html").read_text()
-    assert "32 bits, 1.58 bits" in text and '"count":2' in text
+    assert "32 bits, 1.58 bits" in text and '"count":2' in text and text.count('"occlusion":null') == 2
+    viz.attention_files(models, paths, tmp_path / "out.html", occlude=True)
+    assert '"occlusion":null' not in (tmp_path / "out.html").read_text()
     network = VisionTransformer(8, 4, 1, dim=8, depth=1, heads=2)
     viz.attention_files(network, paths, tmp_path / "grey.html")
     with pytest.raises(ValueError, match=r"must end in \.html"):
@@ -385,7 +387,7 @@ def test_attention_files_normalise_for_a_network(tmp_path, monkeypatch, rng, pre
     seen = []
     from tinybitvit.viz import files
 
-    monkeypatch.setattr(files, "attention", lambda model, X: seen.append(X) or viz.attention(model, X))
+    monkeypatch.setattr(files, "attention", lambda model, X, **_: seen.append(X) or viz.attention(model, X))
     network = VisionTransformer(8, 4, 1, dim=8, depth=1, heads=2)
     network.preprocessing = preprocessing
     viz.attention_files(network, [tmp_path / "a.png"], tmp_path / "o.html")
@@ -402,7 +404,7 @@ def test_every_picture_in_the_docs_is_made_by_the_page():
     text = (DOCS / "attention.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^\]]+\]\(figures/(\w+)\.png\)", text))
     saved = set(re.findall(r'savefig\("figures/(\w+)\.png"', text))
-    assert shown == saved | {"page"} and len(shown) == 10
+    assert shown == saved | {"page"} and len(shown) == 13
     for name in shown:
         assert 5_000 < (DOCS / "figures" / f"{name}.png").stat().st_size < 150_000
     for name in set(re.findall(r"tb\.viz\.(\w+)", text)):

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -287,6 +288,23 @@ def test_drawings_are_framed_as_the_training_images(call):
 
 
 @needs_node
+def test_the_zoos_digits_are_trained_on_what_the_page_makes_of_strokes(call, rng):
+    """zoo/digits.py and draw.js agree byte for byte; a drawing is as inky as the scans, and each is its own."""
+    digits = runpy.run_path(str(Path(__file__).parents[2] / "zoo" / "digits.py"))
+    styles = [style for all_of_one in digits["STYLES"].values() for style in all_of_one]
+    assert set(digits["STYLES"]) == set(range(10)) and all(len(s) >= 4 for s in digits["STYLES"].values())
+    drawings = [digits["written"](style, rng) for style in styles]
+    pens = rng.uniform(0.04, 0.14, len(styles)).tolist()
+    strokes = [[stroke(points, pen) for points in d] for d, pen in zip(drawings, pens, strict=True)]
+    made = np.stack([digits["drawn_image"](d, pen, 0.305) for d, pen in zip(drawings, pens, strict=True)])
+    np.testing.assert_array_equal(drawn(call, [8, 8], DIGITS, *strokes), made)
+    assert np.abs(made.mean(axis=(1, 2)) / 255 - 0.305).max() < 0.05
+    again = digits["drawings"](20, 0.3, seed=5)
+    np.testing.assert_array_equal(again[0], digits["drawings"](20, 0.3, seed=5)[0])
+    assert len(np.unique(again[0].reshape(20, -1), axis=0)) == 20 and again[1].tolist() == [*range(10)] * 2
+
+
+@needs_node
 def test_the_eraser_and_an_empty_canvas(call):
     both = [stroke([[0.2, 0.2], [0.2, 0.8]]), stroke([[0.8, 0.2], [0.8, 0.8]])]
     rubbed = [*both, stroke([[0.8, 0.1], [0.8, 0.9]], 0.2, erase=True)]
@@ -300,18 +318,22 @@ def test_the_eraser_and_an_empty_canvas(call):
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_holds_what_the_packed_model_weighs(rng):
+def test_the_page_holds_what_the_packed_model_weighs(rng, tmp_path):
     model = network(rng, dim=64, mlp_ratio=2)
     page = to_html(model)
     (data,) = data_of(page)["models"]
     total = tb.quant.describe(model.pack("base3"))[-1]
-    assert data["size"] == {"bytes": total.bytes, "effective_bits": pytest.approx(total.effective_bits)}
+    tb.io.save_model(tmp_path / "m", model, packed=True)
+    size = (tmp_path / "m").stat().st_size
+    assert data["size"] == {"bytes": size, "effective_bits": pytest.approx(total.effective_bits)}
     assert len(base64.b64decode(data["bytes"])) == total.bytes
     assert len(page.encode()) < 120_000
     assert to_html(model.pack()) == page  # whatever layout a packed model computes from
     float_model = network(rng, bits=32)
     (data,) = data_of(to_html(float_model))["models"]
-    assert data["size"] == {"bytes": float_model.nbytes, "effective_bits": 32} and data["layouts"] == {}
+    tb.io.save_model(tmp_path / "m", float_model)
+    size = (tmp_path / "m").stat().st_size
+    assert data["size"] == {"bytes": size, "effective_bits": 32} and data["layouts"] == {}
 
 
 def test_nothing_from_outside_and_nothing_injected(rng, tmp_path):

@@ -30,12 +30,24 @@ def add_course(commands) -> None:
     text = "submissions graded at the same time (default: one for each core)"
     p.add_argument("--jobs", type=small_count, metavar="N", help=text)
 
+    p = add(steps, export, "write a set, or grades, for Gradescope, Classroom 50 or Canvas")
+    p.add_argument("sets", type=name, nargs="+", metavar="SET", help=f"{SET_HELP}; several for Canvas, a column each")
+    text = "what it is for: an autograder, tests.json with its files, or a table of grades"
+    p.add_argument("--for", dest="service", required=True, choices=["gradescope", "classroom50", "canvas"], help=text)
+    p.add_argument("--to", type=name, metavar="DIR", help="folder to write into (default: export in the course folder)")
+    p.add_argument("--roster", type=name, metavar="FILE", help="Canvas: the table that its gradebook exports")
+    _add_course(p)
+
     p = add(steps, feedback, "take over points given by hand and write a page for each student")
     _add_set(p)
 
 
 def _add_set(p) -> None:
     p.add_argument("set", type=name, metavar="SET", help=SET_HELP)
+    _add_course(p)
+
+
+def _add_course(p) -> None:
     p.add_argument("--course", type=name, metavar="DIR", default=".", help="the course folder (default: this one)")
 
 
@@ -58,6 +70,14 @@ def grade(args: argparse.Namespace) -> int:
     from ..course.grading import grade
 
     print(f"written: {grade(args.set, args.submissions, args.course, args.timeout, args.jobs)}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from ..course.grading import export
+
+    for path in export(args.sets, args.service, args.course, args.to, args.roster):
+        print(f"written: {path}")
     return 0
 
 

@@ -30,12 +30,17 @@ def add_model_commands(commands) -> None:
         "metavar": "IMAGE",
         "help": "pictures; they are stretched to the model's image size",
     }
-    add_with_model(predict, "name the class of pictures").add_argument("images", **images)
+    p = add_with_model(predict, "name the class of pictures")
+    p.add_argument("images", **images)
+    engine_help = "what computes: numpy, or onnxruntime, which is faster (default: %(default)s)"
+    p.add_argument("--engine", choices=("numpy", "onnxruntime"), default="numpy", help=engine_help)
 
-    p = add_with_model(attention, "show what a model looks at in pictures, as an interactive page or a figure")
+    text = "show what a model looks at in pictures, computed by NumPy, as an interactive page or a figure"
+    p = add_with_model(attention, text)
     p.add_argument("images", **images)
     out_help = "page (.html) or figure (.png, .pdf, .svg) (default: %(default)s)"
     p.add_argument("--out", type=name, metavar="FILE", default="attention.html", help=out_help)
+    p.add_argument("--occlude", action="store_true", help="on the page, too: what covering each patch does, measured")
 
     add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
 
@@ -79,7 +84,7 @@ def predict(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    model, status = tb.load(args.model), 0
+    model, status = tb.load(args.model, engine=args.engine), 0
     print("image  class  probability", flush=True)
     for path in args.images:
         try:
@@ -99,21 +104,29 @@ def attention(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out)))
+    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out, args.occlude)))
     return 0
 
 
 def inspect(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
+    from ..files import array_bytes
+    from ..io.checkpoint import as_on_disk
+    from ..models import zoo
     from ..study.report import align
 
+    path = zoo.find(args.model)
     cells = [["layer", "shape", "bits", "layout", "bytes", "bits a weight", "zeros"]]
-    for row in tb.quant.describe(tb.load(args.model).model_):
+    for row in tb.quant.describe(as_on_disk(tb.load(path).model_)):
         shape = " x ".join(map(str, row.shape))
         size = f"{row.bytes:,}", f"{row.effective_bits:.2f}", f"{row.zeros:.1%}"
         cells.append([row.name, shape, f"{row.bits:g}", row.layout, *size])
     print(align(cells))
+    arrays = array_bytes(path)
+    half = f", {arrays:,} of them in the file, where floats have 16 bits" * (arrays < row.bytes)
+    line = f"\nfile: {path.stat().st_size:,} bytes; arrays: {row.bytes:,}{half}"
+    print(f"{line}; the rest are names, shapes, options and history")
     return 0
 
 

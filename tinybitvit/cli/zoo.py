@@ -1,6 +1,7 @@
 """The command `zoo`: the networks that come with the library, and the card of one."""
 
 import argparse
+import textwrap
 
 from .arguments import add
 
@@ -12,19 +13,27 @@ def add_zoo(commands) -> None:
 
 def zoo(args: argparse.Namespace) -> int:
     from ..models import zoo
-    from ..study.report import align, in_per_cent
-    from ..study.results import binomial_interval
+    from ..study.report import align
 
     if args.name:
         print(card_text(zoo.card(args.name)))
         return 0
-    cells = [["name", "data", "bits", "accuracy", "bytes"]]
-    for card in map(zoo.card, zoo.names()):
-        accuracy = in_per_cent(binomial_interval(card.correct / card.tested, card.tested))
-        cells.append([card.name, card.data, f"{card.bits:g}", accuracy, f"{card.bytes:,}"])
-    print(align(cells))
+    print(align(zoo_table()))
     print("\n`tinybitvit zoo NAME` prints a card; `tinybitvit predict NAME IMAGE` and tb.load(NAME) use a network.")
     return 0
+
+
+def zoo_table() -> list[list[str]]:
+    """The list as rows of texts, the first one its head."""
+    from ..models import zoo
+    from ..study.report import in_per_cent
+    from ..study.results import binomial_interval
+
+    rows = [["name", "data", "bits", "accuracy", "bytes"]]
+    for card in map(zoo.card, zoo.names()):
+        accuracy = in_per_cent(binomial_interval(card.correct / card.tested, card.tested))
+        rows.append([card.name, card.data, f"{card.bits:g}", accuracy, f"{card.bytes:,}"])
+    return rows
 
 
 def card_text(card) -> str:
@@ -42,7 +51,8 @@ def card_text(card) -> str:
         "file": f"{card.bytes:,} bytes",
         "accuracy": f"{share} % of {card.tested:,} test images (95 % interval for other images: {low} to {high})",
         "seed": str(card.seed),
-        "made by": card.command,
         "bad at": f"{'; '.join(hard)}. {card.limits}",
     }
-    return "\n".join([card.name, *(f"{key:10}{value}" for key, value in facts.items())])
+    fill = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_on_hyphens=False).fill
+    lines = [fill(f"{key:10}{value}") for key, value in facts.items()]
+    return "\n".join([card.name, *lines, f"made by   {card.command}"])  # a command is copied: it stays on one line

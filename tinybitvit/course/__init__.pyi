@@ -11,5 +11,8 @@ from .kept import mine as mine
 from .kept import parts as parts
 from .plug import unuse as unuse
 from .plug import use as use
+from .score import own as own
+from .score import score as score
+from .score import settled as settled
 from .stage import apart as apart
 from .submission import load as load

@@ -54,7 +54,7 @@ def predict(name: str, unit: str = "", choices: Sequence[Any] = ()) -> Any:
         try:
             typed = input(question).strip()
         except (EOFError, NotImplementedError):  # the second is a notebook's that nobody watches
-            print(question + "(nobody was asked)")
+            print(question + "(asked in a notebook)")
             return None
         if not typed:
             return None

@@ -89,16 +89,18 @@ def find_task(task: str) -> Task:
     return known[task]
 
 
-def check(task: Any, answer: Any = None) -> bool:
+def check(task: Any, answer: Any = None) -> bool | None:
     """Try a student's function or class on the checks of a task, print what was found; whether all of them passed.
 
     task: its id, "ps3.2", or, of a lesson, the answer itself: `check(softmax)`. Each check that fails comes with its
     counter-example, the first one with a hint: the next of its hints at each failed try. ValueError: no such task.
     """
     if not isinstance(task, str):
-        task, answer = getattr(task, "piece", None), task
-        if task is None:
+        piece = getattr(task, "piece", None)
+        if piece is None:
             raise ValueError('check(f) needs a function of a cell that says which one it is: @yours("1.3")')
+        check(piece, task)
+        return None  # which a cell of a lesson would show below what was printed
     chosen = find_task(task)
     found = faults(chosen, answer)
     if task[0].isdigit() and set(found) == {UNWRITTEN}:
@@ -172,6 +174,15 @@ def expect(
             same(one, other, call, f" {name}")
     else:
         same(got, expected, call)
+
+
+def rule_out(function: Callable, inputs: Mapping[str, Any], wrong: Any, sentence: str) -> None:
+    """AssertionError with a sentence that names a mistake where function(*inputs.values()) is `wrong`, its result."""
+    try:
+        expect(function, inputs, wrong, [""] * len(wrong) if isinstance(wrong, tuple) else ())
+    except (Exception, SystemExit):
+        return
+    raise AssertionError(f"{sentence}, for {_shown(inputs)}")
 
 
 def expect_op(op: type[Function], inputs: Mapping[str, Any], expected: Any, g: Any = None, grads: Any = (), **options):

@@ -162,12 +162,12 @@ def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> No
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
-    writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: guarded(value) for name, value in row.items()} for row in rows)
     # Excel takes a file without the mark at its beginning for another encoding.
     write_file(path, "\ufeff" + text.getvalue())
 
 
-def _guarded(value: Any) -> Any:
+def guarded(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula, nor for too much text."""
     if not isinstance(value, str):
         return value
@@ -175,7 +175,7 @@ def _guarded(value: Any) -> Any:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of answers, as they were before `_guarded`. ValueError where its columns are missing."""
+    """The rows of a table of answers, as they were before `guarded`. ValueError where its columns are missing."""
     data = path.read_bytes()
     for encoding in (
         "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig",

@@ -154,6 +154,27 @@ def feedback(name: str, course: str | PathLike = ".") -> Path:
     return root / "feedback"
 
 
+def export(
+    names: list[str],
+    service: str,
+    course: str | PathLike = ".",
+    to: str | PathLike | None = None,
+    roster: str | PathLike | None = None,
+) -> list[Path]:
+    """Write problem sets for "gradescope" or "classroom50", or their grades for "canvas"; what was written.
+
+    to: a folder (None: `export` in the course folder). roster: the table that Canvas's gradebook exports.
+    """
+    _require_nbgrader()
+    from .export import export
+
+    root = Path(course).resolve()
+    for name in names:
+        _require_release(name, root)
+    place = root / "export" if to is None else Path(to)
+    return export(names, service, root, place, None if roster is None else Path(roster))
+
+
 def _say_what_is_missing() -> None:
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         stage.run("")

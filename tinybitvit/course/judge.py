@@ -15,6 +15,7 @@ from .submission import execute, without_magics
 from .wire import NOTEBOOK
 
 VALUE = "the last value of a test"  # a name that no test uses
+INDEPENDENT = ast.Assert, ast.Expr, ast.For, ast.With, ast.If  # after which other statements still say something
 
 
 class Judge:
@@ -32,21 +33,21 @@ class Judge:
         self.wanted = {name for cell in code if _kind(cell, "solution") for name in defined(cell.source)}
 
     def grade(self, cell: Any) -> list:
-        """The outputs of a test: an error unless it ran to its end, in which it may give points as a number."""
+        """The outputs of a test: what it found wrong, or nothing but the points that it may give as a number."""
         out, value = Output(), None
         with warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(Output()):
             warnings.simplefilter("ignore")
             self._prepare(cell.metadata.nbgrader.grade_id)
             self.names.update(self._answers())
             self.stage.begin()
+            failed: list[BaseException] = []
             try:
-                value = self._run(cell.source, cell.metadata.nbgrader.points)
-                failed = None
+                value = self._run(cell.source, cell.metadata.nbgrader.points, failed)
             except (Exception, SystemExit) as error:
-                failed = _as_output(error)
+                failed.append(error)
         outputs = [nbformat.v4.new_output("stream", text="".join(out.parts))] if out.parts else []
-        if failed is not None:
-            return [*outputs, failed]
+        if failed:
+            return [*outputs, *map(_as_output, failed)]
         if value is not None:
             outputs.append(nbformat.v4.new_output("execute_result", data={"text/plain": repr(value)}))
         return outputs
@@ -71,14 +72,24 @@ class Judge:
                 found[name] = self.stage[name]
         return found
 
-    def _run(self, source: str, points: float) -> float | None:
-        """Run a test; the points that it gives as its last value. An AssertionError for any other value but None."""
+    def _run(self, source: str, points: float, failed: list) -> float | None:
+        """Run a test; the points that it gives as its last value. An AssertionError for any other value but None.
+
+        An assertion that fails is put into `failed` and does not hide those after it, unless it was to set a name.
+        """
         body = ast.parse(without_magics(source)).body
         last = body[-1] if body else None
         if isinstance(last, ast.Expr):
             body[-1] = ast.copy_location(ast.Assign([ast.Name(VALUE, ast.Store())], last.value), last)
         self.names[VALUE] = None
-        execute(compile(ast.fix_missing_locations(ast.Module(body, [])), "test", "exec"), self.names)
+        for statement in body:
+            whole = ast.fix_missing_locations(ast.Module([statement], []))
+            try:
+                execute(compile(whole, "test", "exec"), self.names)
+            except AssertionError as error:
+                if not isinstance(statement, INDEPENDENT):
+                    raise
+                failed.append(error)
         value = self.names.pop(VALUE)
         if value is None or value is True:
             return None

@@ -1,9 +1,12 @@
 """What a student wrote, from one lesson to the next: `keep` writes it to a file, `mine` and `everything` read it."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
+import symtable
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +18,7 @@ from .cells import better, pieces, source_of
 from .checker import LESSONS, Task, faults, tasks
 
 FOLDER = "my"
+SOLUTIONS = "solutions"  # what functions out of the lessons' scripts say is their module; it cannot be imported
 
 
 def keep(*written: Any, folder: str = FOLDER) -> None:
@@ -24,11 +28,13 @@ def keep(*written: Any, folder: str = FOLDER) -> None:
     is there already and differs stays beside it as `<name>.py.bak` (`.bak2`, ...). The solution is not written: nothing
     of it is yours.
     """
+    tasks_of = {_task(getattr(one, "piece", ""), one).id: one for one in written}
+    if others := [f"{piece} {one.__name__}" for piece, one in tasks_of.items() if not getattr(one, "own", False)]:
+        print(f"not yours yet, so not kept: {', '.join(others)}")
     for one in written:
-        task = _task(getattr(one, "piece", ""), one)
         if not getattr(one, "own", False):
-            print(f"{task.id} {task.name}: not yours yet, so there is nothing to keep")
             continue
+        task = _task(one.piece, one)
         path = Path(folder) / f"{task.name}.py"
         text = f'"""{task.name}, cell {task.id} of the lessons."""\n\n{_self_contained(one)}'
         note = ""
@@ -68,8 +74,7 @@ def _self_contained(one):
 
 
 def _gather(one, names, head, body, seen):
-    tree = ast.parse(source_of(one))
-    for name in dict.fromkeys(n.id for n in ast.walk(tree) if isinstance(n, ast.Name)):
+    for name in used_names(source_of(one)):
         if name not in names or name in seen:
             continue
         seen.add(name)
@@ -79,13 +84,24 @@ def _gather(one, names, head, body, seen):
             head.append(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
         elif getattr(value, "piece", None) and getattr(value, "own", False):
             head.append(f"from .{value.__name__} import {value.__name__}" + _as(value, name))
-        elif callable(value) and module not in (None, "__main__") and hasattr(value, "__name__"):
+        elif callable(value) and module not in (None, "__main__", SOLUTIONS) and hasattr(value, "__name__"):
             head.append(f"from {module} import {value.__name__}" + _as(value, name))
         elif inspect.isfunction(value) or inspect.isclass(value):
-            _gather(value, names, head, body, seen)
+            _gather(value, _globals(value) if inspect.isfunction(value) else names, head, body, seen)
             body.append(source_of(value))
         elif isinstance(value, (int, float, str, tuple, list)):
             body.append(f"{name} = {value!r}\n")
+
+
+def used_names(source: str) -> list[str]:
+    """The names that a piece of code takes from around it, sorted: no locals, nothing that it defines itself."""
+    top = symtable.symtable(source, "source", "exec")
+    tables, found = [*top.get_children()], {symbol.get_name() for symbol in top.get_symbols()}
+    while tables:
+        table = tables.pop()
+        found |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        tables += table.get_children()
+    return sorted(found - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()})
 
 
 def _as(value, name):
@@ -110,19 +126,19 @@ def mine(*names: str, folder: str = FOLDER) -> Any:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"no lesson has a cell for {unknown[0]!r}; there are {', '.join(known)}")
     found = [_piece(known[name], folder) for name in names]
-    yours = [name for name, one in zip(names, found, strict=True) if getattr(one, "own", False)]
-    if yours:
-        print(f"yours, from {folder}/: {', '.join(yours)}")
+    _tell(found, folder)
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def everything(folder: str = FOLDER) -> dict[str, Any]:
     """All that the lessons put into the library, for `use(**everything())`: the student's own, else the solutions."""
     found: dict[str, Any] = {}
+    pieces_of = {task.id: _piece(task, folder) for task in all_tasks() if task.hook}
+    _tell(pieces_of.values(), folder)
     for task in all_tasks():
         if task.hook:
             hook, _, half = task.hook.partition(".")
-            one = _piece(task, folder)
+            one = pieces_of[task.id]
             pair = found.get(hook, (None, None))
             found[hook] = one if not half else (one, pair[1]) if half == "forward" else (pair[0], one)
     return found
@@ -142,13 +158,30 @@ def _task(piece, one):
 
 def _piece(task, folder):
     """The student's version from this session or the folder; else the solution."""
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if not getattr(own, "own", False):
         own = _load(path, task) if path.exists() else None
     if own is None:
-        print(f"{task.id} {task.name}: not kept; the solution is used")
-        return solved(task)
+        found = solved(task)
+        found.missing = True
+        return found
     return better(own, lambda: solved(task), task.id)
+
+
+def _file(task, folder):
+    """Where a piece is kept: in the student's folder here, or beside the folder of the solutions, one above."""
+    here, above = (base / folder / f"{task.name}.py" for base in (Path(), Path("..")))
+    return above if above.exists() and not here.exists() else here
+
+
+def _tell(found, folder):
+    """Which of some pieces are the student's, and which are not there."""
+    yours = [one.__name__ for one in found if getattr(one, "own", False)]
+    missing = [f"{one.piece} {one.__name__}" for one in found if getattr(one, "missing", False)]
+    if yours:
+        print(f"yours, from {folder}/: {', '.join(yours)}")
+    if missing:
+        print(f"the solutions are used for what is not in {folder}/: {', '.join(missing)}")
 
 
 def _load(path, task):
@@ -174,10 +207,10 @@ def _load(path, task):
 
 
 def lesson_file(number: int) -> Path:
-    """The script of a lesson: in the working directory, a folder above it, or the checkout of this package."""
+    """The script of a lesson: in the checkout of this package, or where Jupyter was started."""
     here = Path.cwd()
     package = Path(__file__).resolve().parents[2]
-    for folder in (here, *here.parents, here / "tutorials", package / "tutorials"):
+    for folder in (package / "tutorials", here, here.parent, here / "tutorials"):
         if found := sorted(folder.glob(f"{number:02}_*.py")):
             return found[0]
     raise FileNotFoundError(f"lesson {number} is not here: start Jupyter in the folder tutorials of a checkout")
@@ -189,10 +222,11 @@ def solved(task: Task) -> Any:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     wanted = {task.name}
-    names: dict[str, Any] = {"__name__": "solutions", "__file__": str(path)}
+    names: dict[str, Any] = {"__name__": SOLUTIONS, "__file__": str(path)}
     chosen = [node for node in reversed(tree.body) if _needed(node, wanted, task.id)]
     module = ast.Module(body=[_bare(node) for node in reversed(chosen)], type_ignores=[])
-    exec(compile(module, str(path), "exec"), names)
+    with contextlib.redirect_stdout(io.StringIO()):  # which pieces the solution takes from where is no news
+        exec(compile(module, str(path), "exec"), names)
     found = names[task.name]
     found.piece = task.id
     return found
@@ -212,7 +246,7 @@ def _needed(node, wanted, piece):
     if not bound & wanted:
         return False
     wanted -= bound
-    wanted |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {"solution"}
+    wanted |= {*used_names(ast.unparse(_bare(node)))}
     return True
 
 
@@ -235,11 +269,24 @@ def _bare(node):
 # --- what is yours so far ---------------------------------------------------------------------------------------------
 
 
+LANES = {  # of the final network: the hooks of its parts, in the order in which an image meets them
+    "image to tokens": ("patchify", "linear", "add"),
+    "a block": ("layer_norm", "softmax", "scaled_dot_product_attention", "multi_head_attention", "gelu"),
+    "the loss": ("cross_entropy",),
+    "its gradients": ("mul", "matmul", "unbroadcast", "walk"),
+    "a step of training": ("adamw",),
+    "few bits": ("binary_codes", "slope", "ternary_codes", "absmax_codes"),
+    "in a file": ("pack_1bit", "unpack_1bit", "pack_2bit", "unpack_2bit", "pack_base3", "unpack_base3"),
+    "and": (),
+}
+
+
 @dataclass
 class Parts:
     """The parts of the final network, and whose each is: a text, and in a notebook a picture."""
 
-    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "to come"
+    rows: list[tuple[str, str, str]]  # part, cells, "yours" or "solution" or "not yet"
+    lanes: dict[str, str]  # part -> what of the network it belongs to
 
     def __repr__(self) -> str:
         width = max((len(part) for part, *_ in self.rows), default=0)
@@ -248,14 +295,15 @@ class Parts:
         return "\n".join([*lines, f"{own} of {len(self.rows)} parts are yours"])
 
     def _repr_html_(self) -> str:
-        colours = {"yours": "#009E73", "solution": "#56B4E9", "to come": "#999999"}
+        colours = {"yours": "#009E73", "solution": "#56B4E9", "not yet": "#999999"}
         style = "display:inline-block;margin:3px;padding:5px 9px;border-radius:5px;color:#fff;background:"
-        boxes = "".join(
-            f'<span style="{style}{colours[whose]}">{escape(part)}<br><small>{whose}, {escape(cells)}</small></span>'
-            for part, cells, whose in self.rows
-        )
+        lanes: dict[str, str] = {lane: "" for lane in LANES if lane in self.lanes.values()}
+        for part, cells, whose in self.rows:
+            note = f"<br><small>{whose}, {escape(cells)}</small>"
+            lanes[self.lanes[part]] += f'<span style="{style}{colours[whose]}">{escape(part)}{note}</span>'
+        rows = "".join(f"<div><small>{lane}</small><br>{boxes}</div>" for lane, boxes in lanes.items())
         own = sum(whose == "yours" for *_, whose in self.rows)
-        return f'<div style="max-width:46rem">{boxes}<p>{own} of {len(self.rows)} parts are yours.</p></div>'
+        return f'<div style="max-width:46rem">{rows}<p>{own} of {len(self.rows)} parts are yours.</p></div>'
 
 
 def parts(folder: str = FOLDER) -> Parts:
@@ -264,16 +312,18 @@ def parts(folder: str = FOLDER) -> Parts:
     for task in all_tasks():
         if task.part:
             cells.setdefault(task.part, []).append(task)
-    rows = []
+    rows, lanes = [], {}
     for part, of in cells.items():
         own = [_owned(task, folder) for task in of]
-        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "to come"
+        whose = "yours" if all(own) else "solution" if any(task.id in pieces for task in of) else "not yet"
         rows.append((part, ", ".join(task.id for task in of), whose))
-    return Parts(rows)
+        hook = of[0].hook.partition(".")[0]
+        lanes[part] = next((lane for lane, hooks in LANES.items() if hook in hooks), "and")
+    return Parts(rows, lanes)
 
 
 def _owned(task, folder):
-    own, path = pieces.get(task.id), Path(folder) / f"{task.name}.py"
+    own, path = pieces.get(task.id), _file(task, folder)
     if own is None and path.exists():
         own = _load(path, task)
     return bool(getattr(own, "own", False)) and not any(faults(task, own))

@@ -1,22 +1,17 @@
 """What nbgrader does to a notebook, mended. Imported only where nbgrader is installed."""
 
-import copy
 import re
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import bleach
 import nbformat
 from nbconvert.filters import markdown2html
 from nbgrader.preprocessors import ClearHiddenTests, NbGraderPreprocessor
-from nbgrader.utils import is_grade, is_solution
 from traitlets import Integer, Unicode
 
-from . import judge
-from .stage import TIMEOUT, Stage
+from .perform import SHOWN, perform, repair
+from .stage import TIMEOUT
 
-SHOWN = ("text/plain", "text/html", "image/png", "image/jpeg")  # of what a cell displayed
 TEXT_TAGS = "h1 h2 h3 h4 h5 h6 p br hr div span pre code table thead tbody tr th td dl dt dd del sub sup img"
 
 
@@ -31,69 +26,27 @@ class RepairCells(NbGraderPreprocessor):
     """The graded cells of a submission as they were handed out: each of them once, with its own metadata.
 
     A duplicated cell makes nbgrader stop, and with it the grading of everybody after this student (its issue 1083); of
-    a deleted test nobody learns. Here the last copy counts, and what is missing is put back in front of the next cell
-    that survived. Comes before OverwriteCells, which restores the text of the tests, hidden ones included.
+    a deleted test nobody learns. Comes before OverwriteCells, which restores the text of the tests, hidden ones
+    included.
     """
 
     release = Unicode(help="folder of the released assignments").tag(config=True)
 
     def preprocess(self, nb, resources):
-        known = {c.metadata.nbgrader.grade_id: c for c in released(self.release, resources) if "nbgrader" in c.metadata}
-        places: dict[str, int] = {}
-        for place, cell in reversed(list(enumerate(nb.cells))):
-            grade_id = (cell.metadata.pop("nbgrader", None) or {}).get("grade_id")
-            if grade_id in known and grade_id not in places:
-                places[grade_id] = place
-                cell.metadata["nbgrader"] = copy.deepcopy(known[grade_id].metadata.nbgrader)
-        place = len(nb.cells)
-        for grade_id, cell in reversed(known.items()):
-            place = places.get(grade_id, place)
-            if grade_id not in places:
-                nb.cells.insert(place, copy.deepcopy(cell))
+        repair(nb.cells, released(self.release, resources))
         return nb, resources
 
 
 class Perform(NbGraderPreprocessor):
-    """Runs a submission: the student's cells in a process of their own, the tests here, where no student's code runs.
-
-    A test has an error as its output until the judge has seen its end: points are given for that, not for silence.
-    """
+    """Runs a submission as `perform` does: the student's cells in a process of their own, the tests here."""
 
     release = Unicode(help="folder of the released assignments").tag(config=True)
     timeout = Integer(TIMEOUT, help="seconds for a cell").tag(config=True)
 
     def preprocess(self, nb, resources):
-        code = [cell for cell in nb.cells if cell.cell_type == "code"]
-        for cell in filter(is_grade, code):
-            cell.outputs = [_error("NotRun", "grading ended before this test", "")]
-        with Stage(Path(resources["metadata"]["path"]), self.timeout) as stage:
-            court = judge.Judge(released(self.release, resources), stage)
-            for number, cell in enumerate(code, 1):
-                began = datetime.now(UTC).isoformat()
-                cell.outputs = (
-                    court.grade(cell) if is_grade(cell) and not is_solution(cell) else _ran(stage, cell.source)
-                )
-                cell.execution_count = number
-                cell.metadata["execution"] = {"began": began, "ended": datetime.now(UTC).isoformat()}
+        folder = Path(resources["metadata"]["path"])
+        perform(nb.cells, released(self.release, resources), folder, self.timeout)
         return nb, resources
-
-
-def _ran(stage: Stage, source: str) -> list:
-    """The outputs of a cell of the student's."""
-    done = stage.run(source)
-    outputs = [
-        nbformat.v4.new_output("stream", name=name, text=str(done[name])) for name in ("stdout", "stderr") if done[name]
-    ]
-    for data in done["data"]:
-        shown = {kind: str(value) for kind, value in data.items() if kind in SHOWN}
-        outputs.append(nbformat.v4.new_output("display_data", data=shown))
-    if done["error"] is not None:
-        outputs.append(_error(*map(str, done["error"])))
-    return outputs
-
-
-def _error(name: str, text: str, trace: str) -> Any:
-    return nbformat.v4.new_output("error", ename=name, evalue=text, traceback=(trace or f"{name}: {text}").splitlines())
 
 
 class HideHiddenTests(ClearHiddenTests):

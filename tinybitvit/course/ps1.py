@@ -18,7 +18,7 @@ def cubes(x: np.ndarray) -> float:
     return float((x**3).sum())
 
 
-@numeric.check("the sum of squares", "(f(x + h e_i) - f(x - h e_i)) / (2 h), one position i after the other")
+@numeric.check("the sum of squares", "push one position at a time, and put it back")
 def numeric_squares(answer):
     for x in (np.array([3.0]), np.array([1.0, -2.0]), np.array([[0.5, 1.0], [2.0, -1.0]])):
         expect(lambda x: answer(squares, x), {"x": x}, 2 * x)
@@ -39,7 +39,7 @@ def gelu_forward(answer: type[Function]):
         expect_op(answer, {"x": x}, x * (0.5 + 0.5 * np.tanh(0.851 * x)))
 
 
-@gelu.check("backward", "dy/dx = s + x times the derivative of s(a x), which is a s (1 - s); then multiply by g")
+@gelu.check("backward", "the product rule for x times s(a x); the chain rule brings an a; then multiply by g")
 def gelu_backward(answer: type[Function]):
     for x in (np.array([0.0]), np.array([1.0, -2.0]), np.array([[0.3, 2.0], [4.0, -4.0]])):
         check_gradient(answer, x)
@@ -57,13 +57,16 @@ def linear_inputs(shape: tuple[int, ...], out: int, seed: int) -> dict[str, np.n
 LAYERS = [linear_inputs((1, 2), 2, 0), linear_inputs((3, 2), 1, 1), linear_inputs((2, 2, 3), 2, 2)]
 
 
-@linear.check("forward", "x @ weight.T + bias")
+@linear.check("forward", "the shapes say where the weight must be turned")
 def linear_forward(answer: type[Function]):
     for inputs in LAYERS:
         expect_op(answer, inputs, inputs["x"] @ inputs["weight"].T + inputs["bias"])
 
 
-@linear.check("backward: rows of tokens", "g @ weight, g.T @ x, and the sum of g over the rows; check the order")
+@linear.check(
+    "backward: rows of tokens",
+    "which product of two of g, x and weight has the shape that you need? What adds up over the rows?",
+)
 def linear_rows(answer: type[Function]):
     for inputs in LAYERS[:2]:
         check_gradient(answer, *inputs.values())
@@ -98,7 +101,10 @@ def entropy_large(answer: type[Function]):
         expect_op(answer, {"logits": logits, "target": target}, cross_entropy(logits, target))
 
 
-@entropy.check("backward", "(p - truth) / N, with a 1 in truth at the true class; times g; and None for the target")
+@entropy.check(
+    "backward",
+    "compare p with 1 at the true class and 0 elsewhere; the mean over N images; times g; and None for the target",
+)
 def entropy_backward(answer: type[Function]):
     for logits, target in zip(LOGITS, TARGETS, strict=True):
         check_gradient(answer, logits, target, wrt=[0])
@@ -177,3 +183,70 @@ def walk_chain(answer):
         y = y * one
     answer(y)
     same(x.grad, 1.0, "for a product of 5000 ones and x", " the gradient of x")
+
+
+step = Task("ps1.6", "good_step")
+
+
+def slope_error(dtype: str, h: float) -> float:
+    """The largest error of the two-sided slope of sin at values near 1, computed in numbers of this type."""
+    x = np.linspace(0.5, 1.5, 99).astype(dtype)
+    step = np.asarray(h, dtype)
+    with np.errstate(all="ignore"):
+        slope = (np.sin(x + step) - np.sin(x - step)) / (step + step)
+    return float(np.abs(slope.astype("float64") - np.cos(x.astype("float64"))).max())
+
+
+def try_step(answer, dtype: str) -> None:
+    h = answer(dtype)
+    assert np.ndim(h) == 0 and h > 0, f"it gave {h} for {dtype!r}: a step is a number above 0"
+    error, best = slope_error(dtype, h), min(slope_error(dtype, 2.0**-k) for k in range(30))
+    assert error < 10 * best, (
+        f"with h = {h:.2g} the slope of sin in {dtype} is off by {error:.1g}; {best:.1g} can be had"
+    )
+
+
+@step.check("float64", "try steps from 1e-1 to 1e-12, and look at the error of each: there is a valley")
+def step_double(answer):
+    try_step(answer, "float64")
+
+
+@step.check("float32", "a rounding error is divided by 2 h; what does bending cost? Where are the two alike?")
+def step_single(answer):
+    try_step(answer, "float32")
+
+
+@step.check("float16", "the same law with another eps")
+def step_half(answer):
+    try_step(answer, "float16")
+
+
+telling = Task("ps1.7", "telling_gradient")
+ROWS = [np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.15, 0.25, 0.5])]
+WRONG = {
+    "zeros": lambda p, g: 0 * g,
+    "half of the right answer": lambda p, g: p * (g - (g * p).sum()) / 2,
+    "one that forgets the sum": lambda p, g: p * g,
+    "one with the mean of g": lambda p, g: p * (g - g.mean()),
+    "one without the other classes": lambda p, g: p * (1 - p) * g,
+}
+
+
+def try_gradient(answer, wrong: list[str]) -> None:
+    for p in ROWS:
+        g = np.asarray(answer(p.copy()))
+        assert g.shape == p.shape, f"it gave g of shape {g.shape}, expected {p.shape}, for p = {p}"
+        right = p * (g - (g * p).sum())
+        for name in wrong:
+            gap = np.abs(WRONG[name](p, g) - right).max()
+            assert gap > 1e-3, f"g = {np.round(g, 4)} does not tell {name} from the right one, for p = {p}"
+
+
+@telling.check("tells zeros and halves", "what is the right gradient for g = (1, 1, 1)? And why?")
+def telling_zeros(answer):
+    try_gradient(answer, list(WRONG)[:2])
+
+
+@telling.check("tells the other three", "a g without any pattern is right by luck nowhere")
+def telling_others(answer):
+    try_gradient(answer, list(WRONG)[2:])

@@ -92,20 +92,10 @@ def heads_split(answer):
 def heads_join(answer):
     for shape in ((1, 2, 1, 2), (1, 2, 3, 1), (2, 2, 3, 2)):
         y = picture(shape)
-        n, h, t, d = shape
-        expect(answer[1], {"y": y}, y.swapaxes(1, 2).reshape(n, t, h * d))
+        expect(answer[1], {"y": y}, join(y))
 
 
 back = Task("ps2.5", "MultiHeadAttention")
-
-
-@back.check("forward", "it is given: tasks 3 and 4 have to be right")
-def back_forward(answer: type[Function]):
-    for shape, h in ROWS:
-        qkv = np.sin(picture(shape))
-        n, t, width = shape
-        y, _ = attention(*split_heads(qkv, h))
-        expect_op(answer, {"qkv": qkv}, y.swapaxes(1, 2).reshape(n, t, width // 3), heads=h)
 
 
 @back.check("backward: one head", "dv = p^T g; dp = g v^T; through the softmax; then dq and dk, both over sqrt(d)")
@@ -120,3 +110,90 @@ def back_one(answer: type[Function]):
 def back_several(answer: type[Function]):
     for shape, h in ((1, 2, 6), 2), ((2, 3, 12), 2):
         check_gradient(answer, np.sin(picture(shape)), heads=h)
+
+
+rows = Task("ps2.6", "attention_in_rows")
+QUESTIONS = [((4, 2), 2), ((5, 3), 2), ((2, 7, 4), 3), ((3, 2), 8), ((1, 2, 6, 2), 1)]
+
+
+def in_rows(answer, shape: tuple[int, ...], most: int) -> list[int]:
+    """Check the result for inputs of this shape; how many questions each call had."""
+    asked = []
+
+    def attend(q, k, v):
+        asked.append(np.shape(q)[-2])
+        return attention(q, k, v)[0]
+
+    inputs = triple(shape, 7)
+    expect(lambda q, k, v: answer(attend, q, k, v, most), inputs, attention(**inputs)[0])
+    return asked
+
+
+@rows.check("the answers of all questions", "which rows of q, k and v does one row of y depend on?")
+def rows_answers(answer):
+    for shape, most in QUESTIONS:
+        in_rows(answer, shape, most)
+
+
+@rows.check(
+    "never more than `rows` questions at once", "slices of q along the axis of tokens, which is -2; all of k and v"
+)
+def rows_few(answer):
+    for shape, most in QUESTIONS:
+        asked = in_rows(answer, shape, most)
+        assert asked and max(asked) <= most, f"it asked {max(asked, default=0)} questions at once, for rows = {most}"
+
+
+@rows.check("no call too many", "as many calls as slices of `rows` questions; the last may be smaller")
+def rows_calls(answer):
+    for shape, most in QUESTIONS:
+        calls, needed = len(in_rows(answer, shape, most)), -(-shape[-2] // most)
+        assert calls == needed, f"it made {calls} calls for {shape[-2]} questions and rows = {most}; {needed} suffice"
+
+
+pair = Task("ps2.7", "twins")
+SIZES = [(4, 2), (6, 2), (6, 3), (8, 4)]
+
+
+def two(answer, size: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    found = answer(size, patch)
+    assert isinstance(found, tuple) and len(found) == 2, "it must return a tuple of two pictures"
+    one, other = map(np.asarray, found)
+    for picture in (one, other):
+        assert picture.shape == (size, size, 1), f"it gave a picture of shape {picture.shape}, not {(size, size, 1)}"
+    return one, other
+
+
+def tokens_of(picture: np.ndarray, patch: int) -> list[tuple[float, ...]]:
+    return sorted(map(tuple, to_patches(picture[None].astype("float64"), (patch, patch))[0].tolist()))
+
+
+@pair.check("two different pictures", "return a tuple of two arrays")
+def pair_differs(answer):
+    for size, patch in SIZES:
+        one, other = two(answer, size, patch)
+        assert not np.array_equal(one, other), f"the two pictures are equal, for size = {size} and patch = {patch}"
+
+
+@pair.check("the same to the network", "a set of tokens does not know where they were")
+def pair_same(answer):
+    for size, patch in SIZES:
+        one, other = two(answer, size, patch)
+        same_tokens = tokens_of(one, patch) == tokens_of(other, patch)
+        assert same_tokens, f"the pictures have different patches, for size = {size} and patch = {patch}"
+
+
+@pair.check("no two patches are equal", "np.arange gives every pixel another value")
+def pair_rich(answer):
+    for size, patch in SIZES:
+        for picture in two(answer, size, patch):
+            kinds, patches = len(set(tokens_of(picture, patch))), (size // patch) ** 2
+            assert kinds == patches, f"a picture has {kinds} kinds of patches, not {patches}, for size = {size}"
+
+
+def join(y: np.ndarray) -> np.ndarray:
+    n, h, t, d = y.shape
+    return y.swapaxes(1, 2).reshape(n, t, h * d)
+
+
+RIGHT = {"ps2.1": to_patches, "ps2.3": attention, "ps2.4": (split_heads, join)}

@@ -56,7 +56,7 @@ def ternary_inside(answer: type[Function]):
     expect_op(answer, {"w": INSIDE}, ramp(INSIDE)[0], g, (g,))
 
 
-@ternary.check("backward: 0 beyond 3 beta", "keep the mask |w| <= 3 beta with ctx.save, and multiply g by it")
+@ternary.check("backward: 0 beyond 3 beta", "where is the ramp flat? forward knows, and ctx.save keeps it")
 def ternary_beyond(answer: type[Function]):
     g = np.arange(1.0, 9)[None]
     expect_op(answer, {"w": BEYOND}, ramp(BEYOND)[0], g, (g * (BEYOND <= 4.875),))
@@ -80,7 +80,7 @@ def quantized(x: np.ndarray) -> np.ndarray:
     return c * step
 
 
-@absmax.check("the worked example", "the step is max |x| / 127; divide, round, and multiply by the step again")
+@absmax.check("the worked example", "what is the size of one step, if the largest entry is 127 steps?")
 def absmax_example(answer: type[Function]):
     expect_op(answer, {"x": TOKENS[0]}, np.array([[38, -127, 32]]) / 127)
 
@@ -126,10 +126,86 @@ def bitlinear_axes(answer: type[Function]):
 
 @bitlinear.check(
     "backward: of the quantised matrices",
-    "make rows of g and x_q; dx = g @ W_q, with the quantised weight, dW = g.T @ x_q",
+    "which matrices were multiplied? Rows of tokens for the weight and the bias, as in any linear layer",
 )
 def bitlinear_backward(answer: type[Function]):
     for inputs in LAYERS:
         x_q, w_q = quantized(inputs["x"]), ramp(inputs["weight"])[0]
         # linear in each of the three, with the slopes that straight-through asks for
         check_gradient(answer, *inputs.values(), surrogate=lambda x, w, b, x_q=x_q, w_q=w_q: x @ w_q.T + x_q @ w.T + b)
+
+
+scale = Task("ps3.5", "best_scale")
+
+
+def least_squares(w: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return (w * t).sum(axis=-1, keepdims=True) / np.maximum((t * t).sum(axis=-1, keepdims=True), 1)
+
+
+@scale.check("the worked example", "the error is a parabola in the scale: where is its lowest point?")
+def scale_example(answer):
+    expect(answer, {"w": ROW, "codes": np.array([[1.0, 0, 1, -1]])}, np.array([[1.9 / 3]]))
+
+
+@scale.check("every row has its own", "sums over the last axis, and keep that axis")
+def scale_rows(answer):
+    for w in MATRICES:
+        t = ternary_codes(np, w)[0]
+        expect(answer, {"w": w, "codes": t}, least_squares(w, t))
+
+
+@scale.check("a row without codes", "nothing is divided by 0: such a row has the scale 0")
+def scale_zeros(answer):
+    with np.errstate(all="ignore"):  # the division by 0 is what is being looked for
+        w, t = np.array([[0.1, -0.2], [1.0, 2.0]]), np.array([[0.0, 0.0], [1.0, 1.0]])
+        expect(answer, {"w": w, "codes": t}, least_squares(w, t))
+
+
+lost = Task("ps3.6", "lost_row")
+LENGTHS = (2, 3, 4, 10, 1000)
+
+
+def row_of(answer, n: int) -> np.ndarray:
+    row = np.asarray(answer(n), dtype="float64")
+    assert row.shape == (n,), f"it gave an array of shape {row.shape}, expected {(n,)}, for n = {n}"
+    assert np.isfinite(row).all() and row.all(), f"a weight of the row is 0 or no number, for n = {n}"
+    return row
+
+
+@lost.check(
+    "four weights, one code", "which weights get the code 0? Those below half of the scale. What makes it large?"
+)
+def lost_four(answer):
+    kept = int(np.count_nonzero(ternary_codes(np, row_of(answer, 4)[None])[0]))
+    assert kept == 1, f"{kept} of the 4 codes are not 0"
+
+
+@lost.check("any number of weights", "the longer the row, the larger the outlier has to be")
+def lost_any(answer):
+    for n in LENGTHS:
+        kept = int(np.count_nonzero(ternary_codes(np, row_of(answer, n)[None])[0]))
+        assert kept == 1, f"{kept} of the {n} codes are not 0"
+
+
+@lost.check("the others are lost through it alone", "without the outlier the rest should be of about one size")
+def lost_rest(answer):
+    for n in LENGTHS:
+        row = row_of(answer, n)
+        rest = np.delete(row, np.abs(row).argmax())
+        kept = int(np.count_nonzero(ternary_codes(np, rest[None])[0]))
+        assert kept == n - 1, f"without the largest, {kept} of the other {n - 1} codes are not 0, for n = {n}"
+
+
+class RightAbsmax(Function):
+    """8-bit activations with the straight-through gradient, for what is built on task 3."""
+
+    @staticmethod
+    def forward(ctx, x, **options):
+        return quantized(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return (g,)
+
+
+RIGHT = {"ps3.1": lambda w: ternary_codes(np, w), "ps3.3": RightAbsmax}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..quant.pack import pack
+from ..quant.pack import pack, unpack
 from .checker import Task, expect
 
 WIDTHS = (1, 2, 3, 4, 5, 8, 13)
@@ -95,3 +95,79 @@ def dot_rows(answer):
 def dot_long(answer):
     x = signs(2, 1000, 5)
     expect(answer, {"x": x, "w": -x}, x @ -x.T)
+
+
+tight = Task("ps4.5", "pack_tight, unpack_tight")
+
+
+def tight_bytes(answer, width: int) -> np.ndarray:
+    found = np.asarray(answer[0](ternary(width)))
+    assert found.dtype == "uint8" and found.ndim == 2 and len(found) == 2, (
+        f"it packed two rows of {width} codes into {found.dtype} of shape {found.shape}, not uint8 of shape (2, bytes)"
+    )
+    return found
+
+
+@tight.check("the codes come back", "a byte can hold a number in base 3, digit after digit")
+def tight_back(answer):
+    for width in WIDTHS:
+        expect(
+            lambda packed, width: answer[1](packed, width),
+            {"packed": tight_bytes(answer, width), "width": width},
+            ternary(width),
+        )
+
+
+@tight.check("five codes in a byte", "five digits in base 3 are at most 242")
+def tight_size(answer):
+    for width in WIDTHS:
+        size, most = tight_bytes(answer, width).shape[1], -(-width // 5)
+        assert size == most, f"a row of {width} codes takes {size} bytes; {most} suffice"
+
+
+@tight.check("any five codes", "all 243 combinations are different bytes")
+def tight_all(answer):
+    codes = (np.arange(243)[:, None] // 3 ** np.arange(5) % 3 - 1).astype("int8")
+    packed = np.asarray(answer[0](codes.copy()))
+    assert packed.shape == (243, 1), f"243 rows of 5 codes take {packed.shape}, not (243, 1) bytes"
+    expect(answer[1], {"packed": packed, "width": 5}, codes)
+
+
+full = Task("ps4.6", "shortest_overflow")
+
+
+def counted(answer, bits: int) -> tuple[int, int, int]:
+    """(number of places, the dot product, what a counter of so many bits makes of it)"""
+    found = answer(bits)
+    assert isinstance(found, tuple) and len(found) == 2, "it must return a tuple of two rows"
+    x, w = (np.asarray(row) for row in found)
+    assert x.ndim == 1 and x.shape == w.shape, f"it gave rows of shape {x.shape} and {w.shape}"
+    assert x.size <= 1 << 20 and (np.abs(x) == 1).all() and (np.abs(w) == 1).all(), "signs are -1 and +1"
+    total, half = int(x.astype("int64") @ w.astype("int64")), 1 << (bits - 1)
+    return len(x), total, (total + half) % (2 * half) - half
+
+
+@full.check("8 bits: the counter is wrong", "which sums fit into 8 bits with a sign, from where to where?")
+def full_wrong(answer):
+    _, total, seen = counted(answer, 8)
+    assert total != seen, f"the dot product is {total}, and a counter of 8 bits says {seen}: that is right"
+
+
+@full.check("8 bits: as short as possible", "the two ends of the range are not alike")
+def full_short(answer):
+    size, total, seen = counted(answer, 8)
+    assert total != seen and size <= 128, f"{size} places: a shorter pair overflows, too"
+
+
+@full.check("other counters", "each bit more doubles the range")
+def full_others(answer):
+    for bits in (2, 4, 12, 16):
+        size, total, seen = counted(answer, bits)
+        assert total != seen, f"the dot product is {total}, and a counter of {bits} bits says {seen}: that is right"
+        assert size <= 1 << (bits - 1), f"{size} places for {bits} bits: a shorter pair overflows, too"
+
+
+RIGHT = {
+    "ps4.1": lambda codes: pack(codes, "2bit"),
+    "ps4.2": lambda packed, width: unpack(packed, "2bit", (len(packed), width), "int8"),
+}

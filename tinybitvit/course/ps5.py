@@ -119,12 +119,13 @@ def run_loop(answer) -> tuple[list[float], Recorder, Watched]:
 
 def reference_loop(model, optimizer, images, labels, *, epochs, batch_size, warmup, peak, rng):
     losses: list[float] = []
+    steps = epochs * math.ceil(len(images) / batch_size)
     for _ in range(epochs):
         for rows in np.split(rng.permutation(len(images)), range(batch_size, len(images), batch_size)):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[rows]), labels[rows])
             loss.backward()
-            optimizer.param_groups[0]["lr"] = warmup_cosine(len(losses), 6, warmup, peak)
+            optimizer.param_groups[0]["lr"] = warmup_cosine(len(losses), steps, warmup, peak)
             optimizer.step()
             losses.append(loss.item())
     return losses
@@ -183,3 +184,100 @@ def look_layers(answer):
         layers = maps(*sizes)
         inputs = {f"A{i}": layer for i, layer in enumerate(layers, 1)}
         expect(lambda *a: answer(list(a)), inputs, measures.rollout([a.mean(axis=1) for a in layers])[-1])
+
+
+lie = Task("ps5.6", "misleading")
+CLASSES = (2, 3, 10)
+
+
+def counts(answer, classes: int) -> np.ndarray:
+    matrix = np.asarray(answer(classes))
+    assert matrix.shape == (classes, classes), f"it gave a matrix of shape {matrix.shape} for {classes} classes"
+    assert np.array_equal(matrix, np.rint(matrix)) and (matrix >= 0).all(), "counts are whole numbers from 0 up"
+    missing = np.flatnonzero(matrix.sum(axis=1) == 0)
+    assert not len(missing), f"class {missing[0]} does not occur, for {classes} classes"
+    return matrix
+
+
+@lie.check("every class occurs", "each row needs at least one picture")
+def lie_occurs(answer):
+    for classes in CLASSES:
+        counts(answer, classes)
+
+
+@lie.check("an accuracy of 90 % or more", "accuracy counts pictures, and a class may have very many of them")
+def lie_accuracy(answer):
+    for classes in CLASSES:
+        found = macro(counts(answer, classes))[0]
+        assert found >= 0.9, f"the accuracy is {found:.1%}, for {classes} classes"
+
+
+@lie.check("the mean recall of guessing", "recall counts classes: what if all but one are never called?")
+def lie_recall(answer):
+    for classes in CLASSES:
+        found = macro(counts(answer, classes))[2]
+        assert found <= 1 / classes + 1e-9, f"the mean recall is {found:.1%}, above 1/{classes}"
+
+
+luck = Task("ps5.7", "chance")
+
+
+def outcomes(both: int, first: int, second: int, none: int) -> dict[str, np.ndarray]:
+    a = np.repeat([True, True, False, False], [both, first, second, none])
+    b = np.repeat([True, False, True, False], [both, first, second, none])
+    order = np.random.default_rng(both).permutation(len(a))
+    return {"a": a[order], "b": b[order]}
+
+
+def sign_test(first: int, second: int) -> float:
+    n, fewer = first + second, min(first, second)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def try_chance(answer, both: int, first: int, second: int, none: int) -> None:
+    found, right = float(answer(**outcomes(both, first, second, none))), sign_test(first, second)
+    assert abs(found - right) <= 0.05, (
+        f"it gave {found:.3f}, expected {right:.3f}, where {both} images are right for both, {first} for the first,"
+        f" {second} for the second alone and {none} for none"
+    )
+
+
+@luck.check("no difference", "as many for one as for the other: any difference is at least that large")
+def luck_none(answer):
+    try_chance(answer, 40, 5, 5, 3)
+    try_chance(answer, 10, 0, 0, 3)
+
+
+@luck.check("a clear difference", "with 30 coins, all heads is no luck")
+def luck_clear(answer):
+    try_chance(answer, 40, 0, 30, 3)
+    try_chance(answer, 40, 25, 2, 3)
+
+
+@luck.check("images that say nothing", "an image that both get right does not say which is better")
+def luck_pairs(answer):
+    for both in (0, 50, 1000):
+        try_chance(answer, both, 4, 10, 5)
+
+
+@luck.check("between luck and better", "both directions count; of n images that only one gets right, each is a coin")
+def luck_between(answer):
+    for first, second in ((1, 2), (2, 7), (9, 3), (30, 18)):
+        try_chance(answer, 100, first, second, 10)
+
+
+def confusion_matrix(truth: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(truth * classes + answers, minlength=classes**2).reshape(classes, classes)
+
+
+def rollout(layers: list[np.ndarray]) -> np.ndarray:
+    return measures.rollout([a.mean(axis=1) for a in layers])[-1]
+
+
+RIGHT = {
+    "ps5.1": confusion_matrix,
+    "ps5.2": macro,
+    "ps5.3": warmup_cosine,
+    "ps5.4": reference_loop,
+    "ps5.5": rollout,
+}

@@ -129,6 +129,7 @@ class Stage(Mapping):
             return self._call(name, None, None, inputs, options)
 
         function.__name__ = name
+        function.stage_begin = self.begin  # type: ignore[attr-defined]
         return function
 
     def _operation(self, name: str) -> type[Function]:
@@ -143,7 +144,8 @@ class Stage(Mapping):
         def backward(ctx, g):
             return self._call(name, "backward", ctx.there, (g,), {})
 
-        return type(name, (Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+        passes = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        return type(name, (Function,), {**passes, "stage_begin": staticmethod(self.begin)})
 
     # --- requests -------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from .inputs import check_options, default_of
 NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
 
 
-def save_classifier(path: str | os.PathLike, classifier: Any, packed: bool = False, half: bool = False) -> None:
+def save_classifier(
+    path: str | os.PathLike | BinaryIO, classifier: Any, packed: bool = False, half: bool = False
+) -> None:
     """Write a fitted tb.ViT.
 
     The parameters of the network are written as the network has them. Of others that no file can hold (models,

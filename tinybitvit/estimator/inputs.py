@@ -20,10 +20,9 @@ from ..data import Loader, Normalize, make_augment, read_image
 from ..data.images import check_finite, check_images, encode_labels, flat_shape
 from ..models import VisionTransformer
 from ..models.vit import POOLS
-from ..ops.norm import softmax_array
 from ..quant import Quantizer
 from ..quant.quantizer import ACTIVATION_BITS, WEIGHT_BITS
-from ..train import Recipe, Trainer
+from ..train import Recipe
 from ..train.loop import History
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -180,28 +179,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         units = self.normalize_.units
         return units.of_pictures(np.stack([read_image(path, self.image_shape_, units.ground) for path in paths]))
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities (n, classes), in the order of `classes_`."""
-        return softmax_array(np, self._logits(X).astype(np.float64))
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable label for each image (n,)."""
-        best = self._logits(X).argmax(axis=1)
-        return self.classes_[best]
-
-    def _logits(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = self._shaped(X)
-        return self._answerer().predict(X, transform=self.normalize_.preparation(X))
-
-    def _answerer(self) -> Trainer:
-        return Trainer(self.model_, workers=plain(self.workers))
 
     def _shaped(self, X: Any, reset: bool = False) -> np.ndarray:
         """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, check_random_state
@@ -31,11 +31,12 @@ from ..train import (
     smoothing_floor,
     soft_targets,
 )
+from .answers import Answers, check_engine
 from .files import NETWORK, check_unchanged, labels_to_json, load_classifier, save_classifier
-from .inputs import FIT_RULES, ImageClassifier, check_options, default_of
+from .inputs import FIT_RULES, check_options, default_of
 
 
-class ViT(ImageClassifier):
+class ViT(Answers):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
     X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
@@ -192,8 +193,7 @@ class ViT(ImageClassifier):
             floor=new._floor(),
         )
         try:
-            self._become(new, run)
-            _, self.interrupted_ = run.train(options.epochs)
+            self._train(new, run, options.epochs)
         finally:
             self._optimizer = self._teacher = None  # twice the size of the weights, and only partial_fit could use it
         return self
@@ -225,14 +225,17 @@ class ViT(ImageClassifier):
         )
         for group in new._optimizer.param_groups:
             group["lr"] = options.lr
-        self._become(new, run)
-        _, self.interrupted_ = run.train(1)
+        self._train(new, run, 1)
         return self
 
-    def _become(self, new: "ViT", run: Run) -> None:
-        """All that can be refused has been refused by now, and nothing of this model has changed so far."""
+    def _train(self, new: "ViT", run: Run, epochs: int) -> None:
+        """Become the new model, and train it: all that can be refused has been, and nothing of this one has changed."""
         new.history_, new.interrupted_ = run.history, True  # until the end is reached
         self.__dict__ = new.__dict__
+        try:
+            _, self.interrupted_ = run.train(epochs)
+        finally:
+            self._session = None  # it has the weights of before
 
     @property
     def n_iter_(self) -> int:
@@ -312,20 +315,8 @@ class ViT(ImageClassifier):
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def pack(self, layout: str | None = None) -> "ViT":
-        """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`)."""
-        check_is_fitted(self)
-        return self.with_network(self.model_.pack(layout), self._rng)
-
-    def with_network(self, network: VisionTransformer, rng: np.random.Generator, **params: Any) -> "ViT":
-        """A copy with another network for the same images and classes, and with other parameters."""
-        other = copy.copy(self).set_params(**params)
-        other.model_, other._optimizer, other._rng = network, None, rng
-        network.preprocessing, other.history_ = self.model_.preprocessing, copy.deepcopy(self.history_)
-        return other
-
-    def save(self, path: str | os.PathLike, packed: bool = False, half: bool = False) -> None:
-        """Write the fitted model to a .safetensors file, in one step: the old file or the new one, never half of it.
+    def save(self, path: str | os.PathLike | BinaryIO, packed: bool = False, half: bool = False) -> None:
+        """Write the fitted model to a .safetensors file, in one step, the old one or the new, or to an open file.
 
         packed: only what prediction needs, low-bit weights as packed bytes; without it `partial_fit` can go on from the
         loaded model. half, for packed files: round what stays in floats to float16. Raises `tb.io.CheckpointError`.
@@ -340,11 +331,17 @@ class ViT(ImageClassifier):
         return to_html(self, path, X=X)
 
 
-def load(path: str | os.PathLike, device: str = "cpu") -> ViT:
+def load(path: str | os.PathLike, device: str = "cpu", engine: str = "numpy") -> ViT:
     """The fitted `ViT` from a file of `ViT.save`, on a device. Raises `tb.io.CheckpointError` for any other file.
 
     path: or a name of `tinybitvit zoo`. A packed file predicts; a training can start from it (`init_from`), not go on.
+    engine: what computes its answers: 'numpy', the code to read, or the faster 'onnxruntime', on the CPU (see `pack`).
     """
-    loaded = load_classifier(path, ViT, backend.resolve_device(device))
+    check_engine(engine)
+    device = backend.resolve_device(device)
+    if engine != "numpy" and device != "cpu":
+        raise ValueError(f"engine={engine!r} computes on the CPU: take device='cpu', or the engine 'numpy'")
+    loaded = load_classifier(path, ViT, device)
+    loaded.engine_ = engine
     loaded._rng = np.random.default_rng(loaded._draw_seed())
     return loaded

@@ -1,7 +1,7 @@
 """Models in files, and out to other programs."""
 
 from ..files import CheckpointError, read_safetensors, write_safetensors
-from .checkpoint import Checkpoint, load_model, save_model
+from .checkpoint import Checkpoint, file_bytes, load_model, save_model
 from .export import FORMATS, export
 from .hf import export_hf
 from .onnx import export_onnx
@@ -13,6 +13,7 @@ __all__ = [
     "export",
     "export_hf",
     "export_onnx",
+    "file_bytes",
     "load_model",
     "read_safetensors",
     "save_model",

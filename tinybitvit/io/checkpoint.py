@@ -1,9 +1,11 @@
 """Models in files: full ones, from which training can go on, and packed ones, as small as the bits allow."""
 
+import copy
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,7 +30,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_model(
-    path: str | os.PathLike,
+    path: str | os.PathLike | BinaryIO,
     model: VisionTransformer,
     metadata: Mapping[str, Any] | None = None,
     *,
@@ -73,6 +75,25 @@ def save_model(
     write_safetensors(path, {**{MODEL + name: a for name, a in state.items()}, **others}, info)
 
 
+def file_bytes(model: Any) -> int:
+    """How many bytes a model has: those of its file, with low-bit weights packed. Everything that is told of a model's
+    size says this number.
+
+    model: a fitted tb.ViT or a VisionTransformer. One that came from a packed file has the bytes of that file.
+    """
+    network = getattr(model, "model_", model)
+    if network.file_bytes is not None:
+        return network.file_bytes
+    written: list[int] = []
+    file: Any = SimpleNamespace(write=lambda data: written.append(len(data)))
+    packed = network.config["bits"] != 32
+    if hasattr(model, "save"):
+        model.save(file, packed=packed)
+    else:
+        save_model(file, network, packed=packed)
+    return sum(written)
+
+
 def load_model(path: str | os.PathLike) -> Checkpoint:
     """The model in a file of `save_model`, in evaluation mode, and what was saved with it. Raises CheckpointError.
 
@@ -90,6 +111,8 @@ def load_model(path: str | os.PathLike) -> Checkpoint:
             state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layouts[name], layer.layout)
         model.load_state_dict({n: a.astype("float32") if a.dtype.kind == "f" else a for n, a in state.items()})
         model.preprocessing = info["preprocessing"]
+        if info["kind"] == "packed":  # it cannot be trained, so that this stays true
+            model.file_bytes = os.stat(path).st_size
         if model.preprocessing is not None:
             Normalize.from_dict(model.preprocessing)
         others = {name: a for name, a in arrays.items() if not name.startswith(MODEL)}
@@ -110,6 +133,15 @@ def _check_sizes(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> 
 def packed_layers(model: Module) -> list[tuple[str, PackedLinear]]:
     """(name, layer) of the packed layers of a model."""
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
+
+
+def as_on_disk(model: VisionTransformer) -> VisionTransformer:
+    """A copy whose packed layers hold the bytes of a file, to be described: loading may have unpacked them a little."""
+    model = copy.deepcopy(model)
+    for _, layer in packed_layers(model):
+        packed, layout = backend.to_numpy(layer.packed), _disk_layout(layer)
+        layer.packed, layer.layout = _convert(packed, layer, layer.layout, layout), layout
+    return model
 
 
 def _disk_layout(layer: PackedLinear) -> str:

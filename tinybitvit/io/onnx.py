@@ -1,8 +1,13 @@
 """ONNX: a model as one file of standard operators, for onnxruntime and whatever else reads the format.
 
-A low-bit layer keeps its bits: INT2 or INT4 weights are cast to INT8 and multiplied by MatMulInteger, so that a runtime
-sums the same whole numbers as `quant.integer` does. (DequantizeLinear + MatMul would look simpler, but onnxruntime
-turns that pair into a kernel which quantises the activations once more, with an error of some per cent.)
+A low-bit layer keeps its bits: INT2 or INT4 weights are cast to INT8, by onnxruntime once when it loads the file, and
+multiplied by MatMulInteger, so that a runtime sums the same whole numbers as `quant.integer` does. (DequantizeLinear +
+MatMul would look simpler, but onnxruntime turns that pair into a kernel which quantises the activations once more, with
+an error of some per cent.)
+
+Activations are uint8, code + 128, with the zero point 128: the same sums, but x86 multiplies uint8 by int8 (VNNI) and
+has no fast instruction for int8 by int8. Older processors add two products in 16 bits, where weights of up to 4 bits
+cannot overflow: 2 x 255 x 8 = 4080. Of 8 bits they can (2 x 255 x 128), so there the activations stay int8.
 """
 
 import os
@@ -14,8 +19,8 @@ from .. import backend
 from ..files import write_model
 from ..models import VisionTransformer
 from ..nn import LayerNorm, Linear
-from ..ops.ste import EPS
 from ..quant import BitLinear, PackedLinear, pack
+from ..quant.integer import smallest_size
 
 # Layouts of the weights, whose names are also ONNX types, smallest first, and the operator sets that have them.
 STORED = {"int2": 25, "int4": 21, "int8": 20}
@@ -34,6 +39,12 @@ class Graph:
         name = f"{operator.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
+
+    def split(self, value: str, parts: int, axis: int) -> list[str]:
+        """Equal parts of a value along an axis."""
+        first = self.add("Split", value, axis=axis, num_outputs=parts)
+        self.nodes[-1].output.extend(f"{first}_{i}" for i in range(1, parts))
+        return list(self.nodes[-1].output)
 
     def constant(self, value: Any, dtype: str = "float32", name: str | None = None) -> str:
         from onnx import numpy_helper
@@ -75,12 +86,19 @@ def export_onnx(
     as INT8, four times as large, for runtimes that do not know operator set 25. Needs the package onnx. Raises
     CheckpointError where the file cannot be written.
     """
+    write_model(path, onnx_bytes(model, preprocessing or model.preprocessing, int8, float_images))
+
+
+def onnx_bytes(
+    model: VisionTransformer, preprocessing: dict[str, Any] | None, int8: bool = False, float_images: bool = False
+) -> bytes:
+    """What `export_onnx` writes. preprocessing None: none."""
     try:
         import onnx
     except ImportError as error:
         raise ImportError('exporting to ONNX needs the package onnx: pip install "tinybitvit[onnx]"') from error
     graph = Graph()
-    _model(graph, model, preprocessing or model.preprocessing, int8, float_images)
+    _model(graph, model, preprocessing, int8, float_images)
     graph.nodes[-1].output[0] = "logits"
     pixels = onnx.TensorProto.FLOAT if float_images else onnx.TensorProto.UINT8
     (height, width), channels = model.embed.patch.image_size, model.embed.patch.in_channels
@@ -93,12 +111,13 @@ def export_onnx(
     version = onnx.helper.find_min_ir_version_for([opset])
     proto = onnx.helper.make_model(body, opset_imports=[opset], ir_version=version, producer_name="tinybitvit")
     onnx.checker.check_model(proto, full_check=True)
-    write_model(path, proto.SerializeToString(deterministic=True))
+    return proto.SerializeToString(deterministic=True)
 
 
 def _model(graph, model, preprocessing, int8, float_images):
-    x = _tokens(graph, model, _pixels(graph, preprocessing, float_images))
-    tokens = model.embed.tokens
+    """The blocks see the tokens of all images as rows (N T, dim): few operators in between that only change a shape."""
+    tokens, dim = model.embed.tokens, model.config["dim"]
+    x = graph.reshape(_tokens(graph, model, _pixels(graph, preprocessing, float_images)), -1, dim)
     for i, block in enumerate(model.blocks):
         name = f"blocks.{i}"
         y = _attention(graph, block.attn, _layer_norm(graph, block.norm1, x), tokens, f"{name}.attn", int8)
@@ -106,7 +125,7 @@ def _model(graph, model, preprocessing, int8, float_images):
         y = _linear(graph, block.mlp.fc1, _layer_norm(graph, block.norm2, x), f"{name}.mlp.fc1", int8)
         y = _linear(graph, block.mlp.fc2, _gelu(graph, block.mlp.act, y), f"{name}.mlp.fc2", int8)
         x = graph.add("Add", x, y if block.ls2 is None else graph.add("Mul", y, graph.constant(block.ls2.gamma.data)))
-    x = _layer_norm(graph, model.norm, x)
+    x = graph.reshape(_layer_norm(graph, model.norm, x), -1, tokens, dim)
     parts = [_pooled(graph, x, part, model.embed.prefix) for part in model.config["pool"].split("+")]
     x = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
     return x if model.head is None else _linear(graph, model.head, x, "head", int8)
@@ -114,6 +133,8 @@ def _model(graph, model, preprocessing, int8, float_images):
 
 def _pixels(graph, preprocessing, float_images):
     """The same float32 operations as `data.Normalize`."""
+    if float_images and preprocessing is None:
+        return "images"
     stated = preprocessing or {"mean": [0.0], "std": [1.0]}
     mean, std = np.float32(stated["mean"]), np.float32(stated["std"])
     unit = np.float32(1 if float_images else 255)
@@ -154,16 +175,16 @@ def _gelu(graph, act, x):
 
 
 def _attention(graph, attention, x, tokens, name, int8):
-    """softmax(q k^T / sqrt d) v of every head, and the projection."""
+    """softmax(q k^T / sqrt d) v of every head, and the projection: rows (N T, dim) to rows."""
     dim, heads = attention.proj.in_features, attention.heads
     qkv = _linear(graph, attention.qkv, x, f"{name}.qkv", int8)
-    qkv = graph.add("Transpose", graph.reshape(qkv, -1, tokens, 3, heads, dim // heads), perm=[2, 0, 3, 1, 4])
-    q, k, v = (graph.add("Gather", qkv, graph.constant(i, "int64"), axis=0) for i in range(3))
+    qkv = graph.add("Transpose", graph.reshape(qkv, -1, tokens, 3 * heads, dim // heads), perm=[0, 2, 1, 3])
+    q, k, v = graph.split(qkv, 3, axis=1)
     scores = graph.add("MatMul", q, graph.add("Transpose", k, perm=[0, 1, 3, 2]))
     scores = graph.add("Mul", scores, graph.constant(np.float32((dim // heads) ** -0.5)))
     p = graph.add("Softmax", scores, axis=-1)
     y = graph.add("Transpose", graph.add("MatMul", p, v), perm=[0, 2, 1, 3])
-    return _linear(graph, attention.proj, graph.reshape(y, -1, tokens, dim), f"{name}.proj", int8)
+    return _linear(graph, attention.proj, graph.reshape(y, -1, dim), f"{name}.proj", int8)
 
 
 def _linear(graph, layer, x, name, int8):
@@ -181,37 +202,55 @@ def _stored(layer, int8):
 
 
 def _bit_linear(graph, layer, x, name, int8):
-    """s_x s_w (c Q^T); see `quant.integer`."""
+    """s_x s_w (c Q^T) of rows x (T, K), see `quant.integer`; s_x = size / top, of which 1 / top is made part of s_w."""
     codes, scale = (backend.to_numpy(a) for a in layer.codes())
+    scale = scale[:, 0] if len(scale) > 1 else scale[0]
     layout = _stored(layer, int8)
     weight = graph.integers(codes.T.astype("int8"), layout, f"{name}.codes")
-    scale = graph.constant(scale[:, 0] if len(scale) > 1 else scale[0], name=f"{name}.scale")
-    if layer.norm is not None:
-        x = _rms_norm(graph, layer.norm, x)
     if layer.activation_bits is None:
-        return graph.add("Mul", graph.add("MatMul", x, graph.cast(weight, "FLOAT")), scale)
-    x, step = _quantize(graph, x, layer.activation_bits)
-    y = graph.add("MatMulInteger", graph.cast(x, "INT8"), weight if layout == "int8" else graph.cast(weight, "INT8"))
-    return graph.add("Mul", graph.add("Mul", graph.cast(y, "FLOAT"), step), scale)
+        x = x if layer.norm is None else _rms_norm(graph, layer.norm, x)
+        y = graph.add("MatMul", x, graph.cast(weight, "FLOAT"))
+        return graph.add("Mul", y, graph.constant(scale, name=f"{name}.scale"))
+    # See above why weights of 8 bits, whose `smallest` layout is int8, get signed activations.
+    kind, zero = ("int8", 0) if layer.quantizer.smallest(STORED) == "int8" else ("uint8", 128)
+    x, size, top = _quantize(graph, x, layer, kind, zero)
+    weight = weight if layout == "int8" else graph.cast(weight, "INT8")
+    y = graph.add("MatMulInteger", x, weight, *([graph.constant(zero, kind)] if zero else []))
+    # One pass for the cast to float and the product with each token's own number
+    y = graph.add("DequantizeLinear", y, size, axis=0)
+    return graph.add("Mul", y, graph.constant(scale / np.float32(top), name=f"{name}.scale"))
 
 
-def _quantize(graph, x, bits):
-    """Codes of activations, and their step per token: `ste.binary_codes` without a centre, `ste.absmax_codes`."""
-    size, last = graph.add("Abs", x), graph.constant([-1], "int64")
-    smallest = graph.constant(np.float32(EPS))
-    if bits == 1:
-        step = graph.add("Max", graph.add("ReduceMean", size, last, keepdims=1), smallest)
-        one, zero = graph.constant(np.float32(1)), graph.constant(np.float32(0))
-        return graph.add("Where", graph.add("GreaterOrEqual", x, zero), one, graph.add("Neg", one)), step
-    top = graph.constant(np.float32(2 ** (bits - 1) - 1))
-    size = graph.add("Max", graph.add("ReduceMax", size, last, keepdims=1), smallest)
-    return graph.add("Round", graph.add("Mul", x, graph.add("Div", top, size))), graph.add("Div", size, top)
+def _quantize(graph, x, layer, kind, zero):
+    """Codes of rows x (T, K) with a zero point; sizes (T,); and by what these are divided to be the tokens' steps.
+
+    `quant.integer.input_codes`, operation by operation: the root of a norm cancels in the codes.
+    """
+    v = x if layer.norm is None else graph.add("Mul", x, graph.constant(layer.norm.weight.data))
+    top, magnitude, last = 1, graph.add("Abs", v), graph.constant([-1], "int64")
+    size = graph.add("ReduceMean" if layer.activation_bits == 1 else "ReduceMax", magnitude, last, keepdims=0)
+    size = graph.add("Max", size, graph.constant(np.float32(smallest_size(layer.norm))))
+    if layer.activation_bits == 1:
+        negative = graph.add("Less", v, graph.constant(np.float32(0)))
+        v = graph.add("Where", negative, graph.constant(np.float32(-1)), graph.constant(np.float32(1)))
+    else:
+        top = 2 ** (layer.activation_bits - 1) - 1
+        factor = graph.add("Div", graph.constant(np.float32(top)), size)
+        v = graph.add("Mul", v, graph.reshape(factor, -1, 1))
+    # With a scale of 1 this rounds half to even, adds the zero point and casts, in one pass.
+    codes = graph.add("QuantizeLinear", v, graph.constant(np.float32(1)), graph.constant(zero, kind))
+    if layer.norm is not None:
+        mean = graph.add("ReduceMean", graph.add("Mul", x, x), last, keepdims=0)
+        mean = graph.add("Add", mean, graph.constant(np.float32(layer.norm.eps)))
+        size = graph.add("Div", size, graph.add("Sqrt", mean))
+    return codes, size, top
 
 
 def _rms_norm(graph, norm, x):
-    mean = graph.add("ReduceMean", graph.add("Mul", x, x), graph.constant([-1], "int64"), keepdims=1)
+    """In the operators that onnxruntime fuses to one."""
+    mean = graph.add("ReduceMean", graph.add("Pow", x, graph.constant(np.float32(2))), graph.constant([-1], "int64"))
     root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(norm.eps))))
-    return graph.add("Mul", graph.add("Mul", x, graph.add("Reciprocal", root)), graph.constant(norm.weight.data))
+    return graph.add("Mul", graph.add("Div", x, root), graph.constant(norm.weight.data))
 
 
 def _pooled(graph, x, part, prefix):

@@ -183,6 +183,7 @@ class VisionTransformer(Module):
         self.head = Linear(width, config.num_classes, rng=rng) if config.num_classes else None
         # {"mean": ..., "std": ...} of the images it was trained on, where known.
         self.preprocessing: dict[str, Any] | None = None
+        self.file_bytes: int | None = None  # of the packed file that it came from
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.forward_features(x))

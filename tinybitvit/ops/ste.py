@@ -171,10 +171,10 @@ def absmax_codes(xp: Any, x: Array, bits: int, out: Array | None = None, eps: fl
     """Codes round(x s), s = top / max(max |x|, eps) per token (last axis), top = 2^(bits-1) - 1, and the step 1 / s.
 
     BitNet b1.58's activations: Ma et al. 2024; the clip to -top-1..top in its formula never acts, since |x| s <= top.
-    out: array for the codes, which may be x.
+    out: array for the codes, which may be x but not overlap it otherwise.
     """
     top = _top(bits)
-    size = xp.abs(x)
+    size = xp.abs(x, out=None if out is x else out)
     # Floats that are not negative order as their bits do, and a row maximum of integers takes half the time.
     size = size.view(f"int{8 * x.itemsize}").max(axis=-1, keepdims=True).view(x.dtype)
     size = xp.maximum(size, x.dtype.type(eps))

@@ -36,6 +36,8 @@ from ..ops.ste import EPS, absmax_codes, binary_codes
 ROWS, BLOCK = 4096, 2**18
 # Whole numbers up to here are exact in float32, in any order of summation.
 EXACT = 2**24
+# Three sums below SMALL fit in the 53 bits of a float64; from LARGE tokens, columns and rows of a weight on, that pays.
+SMALL, LARGE = 2**17, 256
 HUGE = 2.0**64  # a step of codes that large may overflow before the scale of the weights makes it smaller
 
 
@@ -71,7 +73,7 @@ def integer_linear(
         codes, step = input_codes(xp, rows[part], activation_bits, norm)
         for columns, tile in tiles:
             accumulate(xp, codes, tile(), limit, out=y[part, columns])
-        rescale(y[part], step, scale, bias)
+        rescale(xp, y[part], step, scale, bias)
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
@@ -84,14 +86,15 @@ def input_codes(xp, x: Array, activation_bits: int | None, norm=None) -> tuple[A
         return x, None
     codes = scratch.array(xp, "codes", x.shape, x.dtype)
     step: Array = None if activation_bits is None else xp.empty((len(x), 1), x.dtype)
-    eps = smallest_size(norm)
-    for part in even_slices(len(x), BLOCK // max(1, x.shape[1])):
+    eps, parts = smallest_size(norm), even_slices(len(x), BLOCK // max(1, x.shape[1]))
+    weight: Array = None if norm is None else for_blocks(xp, norm.weight.data, parts)
+    for part in parts:
         block, out = x[part], codes[part]
         if norm is not None:
             inverse = inverse_root(xp, mean_product(xp, block, block), norm.eps)
             if step is None:
                 block = xp.multiply(block, inverse, out=out)
-            block = xp.multiply(block, norm.weight.data, out=out)
+            block = xp.multiply(block, weight[: len(block)], out=out)
         if activation_bits == 1:
             out[...], step[part], _ = binary_codes(xp, block, centre=False, eps=eps)
         elif activation_bits is not None:
@@ -106,7 +109,7 @@ def smallest_size(norm) -> float:
     return EPS if norm is None else EPS * math.sqrt(norm.eps)
 
 
-def rescale(y: Array, step: Array | None, scale: Array, bias: Array | None) -> None:
+def rescale(xp, y: Array, step: Array | None, scale: Array, bias: Array | None) -> None:
     """Accumulators (T, out) to outputs, in place: y = s_x s_w y + b.
 
     y s_x may overflow where the output does not: where an input is huge, s_x is divided by a power of 2 until the end.
@@ -114,15 +117,27 @@ def rescale(y: Array, step: Array | None, scale: Array, bias: Array | None) -> N
     part_of_step = 1.0
     if step is not None and len(step) and backend.device_of(step) == "cpu" and step.max() > HUGE:
         step, part_of_step = step / HUGE, HUGE
-    for part in even_slices(len(y), BLOCK // max(1, y.shape[1])):
+    parts = even_slices(len(y), BLOCK // max(1, y.shape[1]))
+    scale = for_blocks(xp, scale, parts)
+    bias = None if bias is None else for_blocks(xp, bias, parts)
+    for part in parts:
         block = y[part]
         if step is not None:
             block *= step[part]
-        block *= scale
+        block *= scale[: len(block)]
         if part_of_step != 1:
             block *= part_of_step
         if bias is not None:
-            block += bias
+            block += bias[: len(block)]
+
+
+def for_blocks(xp, row: Array, parts: list[slice]) -> Array:
+    """row (n,) as (1, n); for several blocks of rows as (rows, n), because NumPy copies anew what it broadcasts."""
+    if len(parts) < 3 or len(row) == 1:
+        return row[None]
+    rows = xp.empty((max(part.stop - part.start for part in parts), len(row)), row.dtype)
+    rows[...] = row
+    return rows
 
 
 def exact_columns(activation_bits: int | None, largest: int, dtype) -> int | None:
@@ -135,14 +150,43 @@ def exact_columns(activation_bits: int | None, largest: int, dtype) -> int | Non
 def accumulate(xp, codes: Array, tile: Array, limit: int | None, out: Array) -> None:
     """out = codes (T, K) tile^T, tile (n, K): whole numbers summed by a float GEMM, exactly; see `exact_columns`.
 
-    Where K is too long for float32, parts of it are summed in float64.
+    Where K is too long for float32, parts of it are summed in float64. Where all sizes are large, but the sums small,
+    three of them are found at a time.
     """
-    K = codes.shape[1]
-    if limit is None or limit >= K:
+    (T, K), n = codes.shape, len(tile)
+    if limit is None:
+        xp.matmul(codes, tile.T, out=out)
+    elif min(T, K, n) >= LARGE and limit // (EXACT // SMALL) >= K and backend.device_of(codes) == "cpu":
+        whole = n - n % 3
+        accumulate_three(xp, codes, tile[:whole], out[:, :whole])
+        accumulate(xp, codes, tile[whole:], limit, out[:, whole:])
+    elif limit >= K:
         xp.matmul(codes, tile.T, out=out)
     else:
         starts = range(0, K, limit)
         out[...] = sum((codes[:, k : k + limit] @ tile[:, k : k + limit].T).astype("float64") for k in starts)
+
+
+def accumulate_three(xp, codes: Array, tile: Array, out: Array) -> None:
+    """`accumulate` of sums below 2^17, with three rows of weights in one of float64, which costs as much as two.
+
+    Rows a, b, c of weights become a + b / F + c / F^2 with F = 2^18, and their product with codes is s_a + s_b / F
+    + s_c / F^2: a whole number of units of F^-2, below 2^53 of them, so that float64 has it exactly in any order of
+    summation. It holds the three sums like digits. As each |s| < F / 2, what stands behind the point is less than 1/2
+    and rounding gives s_a; the rest times F is s_b + s_c / F, and so on.
+    """
+    third, F = len(tile) // 3, 2.0 * SMALL
+    a, b, c = (slice(i * third, (i + 1) * third) for i in range(3))
+    rows = (tile[c].astype("float64") / F + tile[b]) / F + tile[a]
+    sums = codes.astype("float64") @ rows.T
+    for part in even_slices(len(sums), BLOCK // third):
+        digits, found = sums[part], out[part]
+        for place in (a, b):
+            digit = xp.rint(digits)
+            found[:, place] = digit
+            digits -= digit
+            digits *= F
+        found[:, c] = digits
 
 
 def even_slices(n: int, size: int) -> list[slice]:

@@ -108,7 +108,7 @@ class PackedLinear(Module):
         if self.activation_bits == 1 and self.layout == "1bit" and len(rows) <= MOST_COUNTED:
             codes, step = input_codes(xp, rows, 1, self.norm)
             y = binary_dot(sign_bits(codes), self.packed, self.in_features).astype(x.dtype)
-            rescale(y, step, self.scale, bias)
+            rescale(xp, y, step, self.scale, bias)
             return y.reshape(*x.shape[:-1], self.out_features)
         largest = max(map(abs, LAYOUTS[self.layout].codes))
         tiles = self._tiles(xp, x.dtype)

@@ -20,6 +20,7 @@ from .run import Run, Study
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
 PICTURED = 4  # test images in the attention figure
 MOST = 8  # more would not be told apart
+SMALLER = 0.85  # of the attention figure, whose texts keep their size: a page shows it smaller than it is
 
 
 def write_report(study: Study, results: report.Results, data: Dataset, runs: Sequence[Run]) -> None:
@@ -36,14 +37,15 @@ def write_report(study: Study, results: report.Results, data: Dataset, runs: Seq
         models = {report.model_name(run.bits): tb.load(study.model_file(run)) for run in first}
     for file, heading, caption, figure in figures(results, data, models):
         png = png_bytes(figure)
-        pictures[heading] = png, caption
+        pictures[heading] = confusion_panels(results) if file == "confusion.png" else {"": png}, caption
         write_file(folder / file, png)
         written.append(file)
-    write_file(folder / "report.html", report.page(results, pictures))
     sizes = [4 / 3 * entry["weight_bytes"] for entry in results["summary"]]
-    if models and sum(sizes) < LARGEST_PAGE:
-        write_file(folder / "try.html", web.to_html(models, X=data.X_test[:10]))
-        written.append("try.html")
+    live = "try.html" if models and sum(sizes) < LARGEST_PAGE else None
+    if live:
+        write_file(folder / live, web.to_html(models, X=data.X_test[:10]))
+        written.append(live)
+    write_file(folder / "report.html", report.page(results, pictures, live))
     names = [*written, *(["models"] if (folder / "models").is_dir() else [])]
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     say(printable(" ".join(["written:", *(str(shown / name) for name in names)])))
@@ -59,6 +61,24 @@ def png_bytes(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def groups_of(results: report.Results) -> dict[str, list]:
+    """The models of each entry's name."""
+    return {report.entry_name(entry, results): report.members(entry, results) for entry in results["summary"]}
+
+
+def confusion(models: Sequence[report.Results]) -> np.ndarray:
+    return np.sum([model["confusion_matrix"] for model in models], axis=0)
+
+
+def confusion_panels(results: report.Results) -> dict[str, bytes]:
+    """A picture for each matrix, so that a phone shows them one below the other: name -> PNG."""
+    classes = list(map(printable, results["classes"]))
+    return {
+        name: png_bytes(viz.plot_confusion_matrices({name: confusion(models)}, classes, side=0.28 * len(classes) + 1))
+        for name, models in groups_of(results).items()
+    }
+
+
 def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"]) -> Iterator[tuple]:
     """(file name, heading, caption, matplotlib Figure) of each picture in the report."""
     yield from result_figures(results)
@@ -69,11 +89,13 @@ def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"])
     X, y = data.X_test[shown], labels[shown]
     several = len(models) > 1
     record = viz.compare_attention(models, X, y) if several else viz.attention(next(iter(models.values())), X)
+    figure = record.plot()
+    figure.set_size_inches(SMALLER * figure.get_size_inches())
     yield (
         "attention.png",
         "Attention",
         "From which patches the last layer's tokens draw, by attention rollout through all layers.",
-        record.plot(),
+        figure,
     )
 
 
@@ -86,7 +108,7 @@ def learnt_from_teacher(results: report.Results) -> bool:
 
 def result_figures(results: report.Results) -> Iterator[tuple]:
     """(file name, heading, caption, matplotlib Figure) of each picture that results.json alone gives."""
-    groups = {report.entry_name(entry, results): report.members(entry, results) for entry in results["summary"]}
+    groups = groups_of(results)
     if report.is_sweep(results):
         yield (
             "pareto.png",
@@ -109,7 +131,7 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
             "Confusion matrices",
             f"Test images{' of all seeds' * (len(results['seeds']) > 1)}: true classes down, predicted ones across.",
             viz.plot_confusion_matrices(
-                {name: np.sum([m["confusion_matrix"] for m in models], axis=0) for name, models in groups.items()},
+                {name: confusion(models) for name, models in groups.items()},
                 list(map(printable, results["classes"])),
             ),
         )
@@ -118,10 +140,12 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
 def training_figure(results: report.Results, groups: dict[str, list]) -> tuple:
     """The curves of the training, as `result_figures` yields it. groups: the models of each entry's name."""
     curves = {name: mean_history(models) for name, models in groups.items()}
-    caption = "Loss and accuracy on the training images as they were seen, augmented, in each epoch"
+    caption = "Solid: on the training images as they were seen, augmented, in each epoch"
     caption += ", mean over the seeds" * (len(results["seeds"]) > 1)
     if any(value is not None for curve in curves.values() for value in curve["val_loss"]):
         caption += "; dashed: on the validation images"
+    else:
+        caption += ". Nothing was measured on other images on the way; the accuracies in the table are of test images"
     caption += "."
     if learnt_from_teacher(results):
         caption += " Models with a teacher learn what it does, in stages: their losses are other quantities."
@@ -130,7 +154,14 @@ def training_figure(results: report.Results, groups: dict[str, list]) -> tuple:
     if smoothing := results["settings"].get("label_smoothing"):
         floor = smoothing_floor(smoothing, len(results["classes"]))
         figure.axes[0].axhline(floor, color="0.5", linestyle=":")
-        caption += f" Label smoothing of {smoothing:g} puts a floor of {floor:.3f} nats under the loss (dotted)."
+        axes = figure.axes[0]
+        across = axes.get_yaxis_transform()
+        axes.text(0.98, 0.93 * floor, "floor of label smoothing", fontsize=8, ha="right", va="top", transform=across)
+        caption += (
+            f" Dotted: no loss lies below {floor:.3f} nats. Label smoothing of {smoothing:g} asks for"
+            f" {1 - smoothing + smoothing / len(results['classes']):.2f} of the probability on the true class and for"
+            " the rest on the others, and even a network that answers just so pays the entropy of that."
+        )
     return "loss.png", "Training", caption, figure
 
 

@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from ..train import undertrained
+from ..viz.page import page_file, page_mark
 
 Results = dict[str, Any]  # the content of results.json; see `tinybitvit.study`
 
@@ -48,19 +49,25 @@ def entry_name(entry: Results, results: Results) -> str:
 def columns(results: Results) -> list[str]:
     """The head of the table; the gap is there where there is something to compare with."""
     kept = [name for name in COLUMNS if name != "gap" or any(entry["gap"] for entry in results["summary"])]
-    return ["model", *kept]
+    old = any("bytes" not in entry for entry in results["summary"])
+    return ["model", *("bytes of weights" if name == "bytes" and old else name for name in kept)]
+
+
+def size_of(entry: Results) -> int:
+    """Bytes of the model's file; those of its weights alone where an earlier version wrote the results."""
+    return entry["bytes"] if "bytes" in entry else entry["weight_bytes"]
 
 
 def rows(results: Results) -> list[list[str]]:
     """A row of texts for every entry of the summary, in the order of `columns`; scores in per cent."""
     return [
         [
-            entry_name(entry, results) + ("*" if entry["interrupted"] else ""),
-            in_per_cent(entry["accuracy"]),
+            entry_name(entry, results) + "*" * entry["interrupted"],
+            in_per_cent(entry["accuracy"]) + " †" * bool(too_short(entry, results)),
             *([in_per_cent(entry["gap"]) if entry["gap"] else ""] if "gap" in columns(results) else []),
             *(in_per_cent(entry[score]) for score in ("precision", "recall", "f1")),
             f"{entry['parameters']:,}",
-            f"{entry['weight_bytes']:,}",
+            f"{size_of(entry):,}",
             f"{entry['effective_bits']:.2f}",
             f"{entry['seconds']:.1f}",
         ]
@@ -80,7 +87,7 @@ def points(results: Results) -> list[dict[str, Any]]:
         {
             "label": entry["recipe"] if is_ablation(results) else f"{entry['dim']} x {entry['depth']}",
             "group": model_name(entry["bits"]),
-            "bytes": entry["weight_bytes"],
+            "bytes": size_of(entry),
             "accuracy": entry["accuracy"]["mean"],
             "low": entry["accuracy"]["low"],
             "high": entry["accuracy"]["high"],
@@ -94,19 +101,21 @@ def notes(results: Results) -> list[str]:
     """What a reader of the table has to know."""
     texts = [
         "Scores are per cent of the test images; precision, recall and F1 are means over the classes (macro).",
-        "Bytes: the whole model with its low-bit weights packed. Embeddings, norms, biases, scales and head stay in 32"
-        " bits and are counted, so that bits a weight exceed the nominal width.",
+        bytes_note(results),
     ]
     if "gap" in columns(results):
-        texts.append("Gap: points of accuracy below the 32-bit model of the same seed and shape.")
+        texts.append(
+            "Gap: points of accuracy below the 32-bit model of the same seed and shape. An interval that holds 0 leaves"
+            " open which of the two is better."
+        )
     if len(results["seeds"]) > 1:
         texts.append(
             f"Means over {len(results['seeds'])} seeds; ±: half of the 95 % interval of the mean (Student's t)."
         )
     else:
         texts.append(
-            f"±: half of the 95 % interval for a share of {results['test_size']:,} test images (Wilson); it says"
-            " nothing about other seeds."
+            f"±: half of the 95 % interval for a share of {results['test_size']:,} test images (Wilson; of a gap, as if"
+            " each model had images of its own: Newcombe). It says nothing about other seeds."
         )
     if is_sweep(results):
         front = [entry_name(entry, results) for entry in by_bytes(results) if entry["front"]]
@@ -120,7 +129,39 @@ def notes(results: Results) -> list[str]:
         texts.append("* stopped by Ctrl-C before its last epoch.")
     late = [f"{entry_name(e, results)} ({why})" for e in results["summary"] if (why := too_short(e, results))]
     if late:
-        texts.append(f"Undertrained: {'; '.join(late)}. Their gaps are no finding: train for more epochs.")
+        texts.append(f"† undertrained: {'; '.join(late)}. Their gaps are no finding: train for more epochs.")
+    return texts
+
+
+def bytes_note(results: Results) -> str:
+    """What is counted as bytes, and as bits a weight."""
+    rest = "Embeddings, norms, biases, scales and head stay in 32 bits and are counted, so that they exceed the nominal"
+    counted = f"Bits a weight: of all arrays, low-bit weights packed. {rest} width."
+    if "bytes" not in columns(results):
+        return (
+            f"Bytes of weights: all arrays of the model, low-bit weights packed, without the rest of a file. {counted}"
+        )
+    of_seed = f" (of seed {results['seeds'][0]})" * (len(results["seeds"]) > 1)
+    return (
+        f"Bytes: of the model's file{of_seed}, low-bit weights packed; arrays, names, sizes, classes and history of the"
+        f" training. {counted}"
+    )
+
+
+def findings(results: Results) -> list[str]:
+    """What became of each low-bit model, a sentence each, where there is a 32-bit one of its kind to compare with."""
+    full = {(e["dim"], e["depth"]): e for e in results["summary"] if e["bits"] == 32}
+    texts = []
+    for entry in results["summary"]:
+        if entry["gap"] and not is_ablation(results) and not is_sweep(results):
+            twin, gap = full[entry["dim"], entry["depth"]], entry["gap"]
+            times = size_of(twin) / size_of(entry)
+            text = f"{entry_name(entry, results)}: {100 * entry['accuracy']['mean']:.2f} % of the test images,"
+            text += f" {100 * abs(gap['mean']):.2f} points {'above' if gap['mean'] < 0 else 'below'} 32 bits"
+            if gap["low"] is not None:
+                text += f" (95 % interval of the gap: {100 * gap['low']:.2f} to {100 * gap['high']:.2f}"
+                text += ", which may be chance)" if gap["low"] <= 0 <= gap["high"] else ")"
+            texts.append(f"{text}, in a file {times:.1f} times smaller.")
     return texts
 
 
@@ -161,19 +202,18 @@ def align(cells: list[list[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
-    """The report: one HTML text that asks the network for nothing. pictures: heading -> (PNG bytes, caption)."""
+def page(results: Results, pictures: Mapping[str, tuple[Mapping[str, bytes], str]], live: str | None = None) -> str:
+    """The report: one HTML text that asks the network for nothing.
+
+    pictures: heading -> (PNG bytes by name, '' for the only one; caption). live: the file beside it to try the models.
+    """
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns(results))
     body = "".join(
         f"<tr><th scope='row'>{html.escape(first)}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in rest)}</tr>"
         for first, *rest in rows(results)
     )
-    figures = "".join(
-        f"<section><h2>{html.escape(heading)}</h2><figure>"
-        f"<img alt='{html.escape(heading)}' src='data:image/png;base64,{base64.b64encode(png).decode('ascii')}'>"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure></section>"
-        for heading, (png, caption) in pictures.items()
-    )
+    figures = "".join(figure(heading, *found) for heading, found in pictures.items())
+    link = f"<p><a href='{live}'>Try these models on a picture of your own</a>, in the browser.</p>" if live else ""
     facts = {
         "training images": f"{results['train_size']:,}",
         "test images": f"{results['test_size']:,}",
@@ -187,11 +227,29 @@ def page(results: Results, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     }
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     return template.substitute(
+        theme=page_file("theme.css"),
+        mark=page_mark(),
         title=html.escape(f"Low-bit Vision Transformers on {results['dataset']}"),
         table=f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        findings="".join(f"<li>{html.escape(text)}</li>" for text in findings(results)),
+        live=link,
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes(results)),
         figures=figures,
         facts="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
+    )
+
+
+def figure(heading: str, pictures: Mapping[str, bytes], caption: str) -> str:
+    """A section of the report. One picture keeps a width at which it can be read, several stand side by side."""
+    images = "".join(
+        f"<img alt='{html.escape(f'{heading}, {name}' if name else heading)}'"
+        f" src='data:image/png;base64,{base64.b64encode(png).decode('ascii')}'>"
+        for name, png in pictures.items()
+    )
+    kind = "panels" if len(pictures) > 1 else "scroll"
+    return (
+        f"<section><h2>{html.escape(heading)}</h2><figure><div class='{kind}'>{images}</div>"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure></section>"
     )
 
 

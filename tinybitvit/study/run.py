@@ -18,6 +18,7 @@ import tinybitvit as tb
 
 from ..data import Dataset
 from ..files import FORMAT, CheckpointError, read_header
+from ..io import file_bytes
 from ..models import zoo
 from ..quant import choose_layout, describe
 from ..train import single_threaded_blas
@@ -179,7 +180,9 @@ def save(model: "tb.ViT", path: Path) -> None:
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
-    """Scores of its guesses for the test images (macro means over classes), and its size in a packed file."""
+    """Scores of its guesses for the test images (macro means over classes), and its size: bytes of its file, and of
+    the arrays in it alone (weight_bytes).
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     y = np.array(data.classes)[data.y_test]
@@ -198,6 +201,7 @@ def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]
         "recall": float(recall),
         "f1": float(f1),
         "parameters": sum(p.size for p in network.parameters()),
+        "bytes": file_bytes(model),
         "weight_bytes": shipped.bytes,
         "effective_bits": shipped.effective_bits,
         "confusion_matrix": confusion_matrix(y, guess, labels=labels).tolist(),

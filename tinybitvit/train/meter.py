@@ -1,6 +1,7 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
 import contextlib
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,16 @@ LOW, RISING = 0.8, 0.01  # training accuracies, and gains between two parts of a
 class Meter:
     """A line after every epoch of a training, and one a minute within a longer one.
 
-    verbose: 1; 0 for nothing; or a text that begins each line, where several trainings share a screen: then there is at
-    most one line a minute in all. epochs: of the whole training. device: a name to print. floor: the least value that
-    the loss can take, if it is not 0, which the first line tells (see `step.smoothing_floor`).
+    verbose: 1 (0 in a process of joblib); 0 for nothing; or a text that begins each line, where several trainings share
+    a screen: then there is at most one line a minute in all. epochs: of the whole training. device: a name to print.
+    floor: the least value that the loss can take, if it is not 0, which the first line tells (see
+    `step.smoothing_floor`).
     """
 
     def __init__(self, verbose: int | str, epochs: int, device: str, floor: float = 0.0):
         self.verbose, self.epochs, self.device, self.floor = verbose, epochs, device, floor
+        if verbose == 1 and multiprocessing.current_process().name.startswith("LokyProcess"):
+            self.verbose = 0  # a job of joblib, as of GridSearchCV(n_jobs=2): the lines of several would interleave
         self.lead = f"{verbose}: " if isinstance(verbose, str) else ""
         self.told = time.monotonic()
 

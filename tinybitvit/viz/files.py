@@ -16,12 +16,14 @@ def attention_files(
     model: Any,
     paths: Sequence[str | PathLike],
     out: str | PathLike,
+    occlude: bool = False,
 ) -> Path:
     """Write what a model attends to in image files: an interactive page (.html) or a picture (.png, .pdf, .svg).
 
     model: a fitted `tb.ViT`, a `VisionTransformer`, or a dict from names to such models, which are compared. Images are
     stretched to the model's size and, for a VisionTransformer, normalised by its `preprocessing` (mean and std 0.5,
-    the original ViTs', where it has none). Returns the path. Raises DataError for a file that is no image.
+    the original ViTs', where it has none). occlude: for the page,
+    measure what covering each patch does. Returns the path. Raises DataError for a file that is no image.
     """
     out = Path(out)
     if out.suffix not in (".html", ".png", ".pdf", ".svg"):
@@ -32,7 +34,8 @@ def attention_files(
     first = next(iter(models.values()))
     X = first.read_images(paths) if hasattr(first, "read_images") else _load(first, paths)
     several = len(models) > 1
-    result = compare_attention(models, X) if several else attention(first, X)
+    occlude = occlude and out.suffix == ".html"
+    result = compare_attention(models, X, occlude=occlude) if several else attention(first, X, occlude=occlude)
     if out.suffix == ".html":
         result.to_html(out)
     else:

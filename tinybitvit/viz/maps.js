@@ -7,11 +7,6 @@ const { layout, layers, models, images } = data;
 const TOKENS = layout.names.length;
 const PIXELS = 560; // width of a map's canvas; the style sheet scales it
 const STRIP = layout.prefix ? 60 : 0; // height of the extra tokens' row above the image
-const METHODS = [
-  ["rollout", "rollout"],
-  ...(models[0].gradient ? [["gradient", "gradient-weighted rollout"]] : []),
-  ["mean", "mean of the heads"], ["max", "maximum of the heads"], ["min", "minimum of the heads"], ["head", "one head"],
-];
 const state = {
   image: 0, layer: layers.length - 1, head: 0, method: "rollout",
   hovered: null, pinned: null, shift: false, // hovered, pinned: token numbers
@@ -31,6 +26,9 @@ function unpack(block) {
 
 for (const model of models) {
   for (const kind of ["heads", "min", "rollout", "gradient"]) model[kind] = model[kind] && unpack(model[kind]);
+  model.similarity = model.similarity && new Int8Array(bytes(model.similarity).buffer);
+  model.components = model.components && bytes(model.components);
+  for (const kind of ["norms", "occlusion"]) model[kind] = model[kind] && new Float32Array(bytes(model[kind]).buffer);
 }
 const pixels = bytes(images.rgb);
 
@@ -77,13 +75,20 @@ function matrix(model) {
 const query = () => state.pinned ?? state.hovered;
 const incoming = () => query() !== null && byId("incoming").checked !== state.shift;
 
-/** The T shares that are shown: a row of the map, a column, or what the classifier reads. */
-function shares(model) {
-  const m = matrix(model), q = query();
-  if (q !== null) return Array.from({ length: TOKENS }, (_, j) => (incoming() ? m[j * TOKENS + q] : m[q * TOKENS + j]));
+/** The T numbers of a T x T map at(i, j) that are shown: a row, a column, or what the classifier reads. */
+function readRows(at) {
+  const q = query();
+  if (q !== null) return Array.from({ length: TOKENS }, (_, j) => (incoming() ? at(j, q) : at(q, j)));
   const read = new Array(TOKENS).fill(0);
   layout.readout.forEach((weight, row) => {
-    for (let j = 0; weight && j < TOKENS; j++) read[j] += weight * m[row * TOKENS + j];
+    for (let j = 0; weight && j < TOKENS; j++) read[j] += weight * at(row, j);
   });
   return read;
 }
+
+/** The T shares of attention that are shown. */
+function shares(model) {
+  const m = matrix(model);
+  return readRows((i, j) => m[i * TOKENS + j]);
+}
+

@@ -33,7 +33,7 @@ def attention(
     of the 'predicted' class, of one class, or of one class for each image (labels of a tb.ViT, else class numbers).
     occlude: record, too, what covering each patch does, as `occlusion` does, at one forward pass a patch. layout: which
     token is which patch, for networks without a `TokenEmbed`. The network runs in evaluation mode, in batches, and is
-    left as it was.
+    left as it was; NumPy computes it, whatever the model's engine.
 
     Raises RuntimeError where a layer hands out no map, or where gradients cannot be had (packed models).
     """

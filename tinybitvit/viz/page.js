@@ -53,34 +53,41 @@ function tokenAt(canvas, event) {
   return null;
 }
 
-/** The image in grey under its map; name: the colour map; position(v): where the share v lies on it, 0..1. */
-function drawMap(canvas, values, name, position) {
+/** The image in grey under its map. rgb(token): its colour, or null; write(token): its value in words. */
+function drawMap(canvas, rgb, write) {
   const context = canvas.getContext("2d"), alpha = byId("overlay").value / 100;
   context.clearRect(0, 0, canvas.width, canvas.height);
   context.imageSmoothingEnabled = images.width > canvas.width;
   context.drawImage(underlays[state.image], 0, STRIP, canvas.width, canvas.height - STRIP);
-  values.forEach((value, token) => {
-    const rgb = color(name, position(value)), box = place(token, canvas), special = token < layout.prefix;
+  layout.names.forEach((_, token) => {
+    const fill = rgb(token), box = place(token, canvas), special = token < layout.prefix;
+    if (!fill) return;
     context.globalAlpha = special ? 1 : alpha;
-    context.fillStyle = `rgb(${rgb})`;
+    context.fillStyle = `rgb(${fill})`;
     context.fillRect(...box);
     context.globalAlpha = 1;
     if (special) {
-      context.fillStyle = brightness(rgb) > 140 ? "#000" : "#fff";
+      context.fillStyle = brightness(fill) > 140 ? "#000" : "#fff";
       context.font = "30px sans-serif";
       context.textAlign = "center";
       context.textBaseline = "middle";
-      context.fillText(`${layout.short[token]} ${percent(value)}`, box[0] + box[2] / 2, box[1] + box[3] / 2, box[2] - 8);
+      context.fillText(`${layout.short[token]} ${write(token)}`, box[0] + box[2] / 2, box[1] + box[3] / 2, box[2] - 8);
     }
   });
+  markQuery(canvas);
+}
+
+/** A frame around the token that is pointed at. */
+function markQuery(canvas) {
   if (query() === null) return;
-  const [x, y, width, height] = place(query(), canvas);
+  const context = canvas.getContext("2d"), [x, y, width, height] = place(query(), canvas);
   for (const [style, line] of [["#000", 8], ["#fff", 4]]) { // dark and light, so that it shows on every colour
     context.strokeStyle = style;
     context.lineWidth = line;
     context.setLineDash(incoming() && style === "#fff" ? [10, 8] : []);
     context.strokeRect(x + 4, y + 4, width - 8, height - 8);
   }
+  context.setLineDash([]);
 }
 
 const range = (rows) => [Math.min(...rows.flat()), Math.max(...rows.flat())];
@@ -110,54 +117,24 @@ function drawScale(index, name, title, low, high) {
   }
   box.firstChild.textContent = title;
   const digits = high < 0.1 ? 2 : 1;
-  [low, (low + high) / 2, high].forEach((v, i) => { box.lastChild.children[i].textContent = percent(v, digits); });
-}
-
-function describeQuery() {
-  if (query() === null) return layout.reads;
-  const name = layout.names[query()], pinned = state.pinned === null ? "" : " (pinned)";
-  return incoming() ? `Who looks at ${name}${pinned}` : `Where ${name} looks${pinned}`;
-}
-
-function describeShares(model, values) {
-  const best = values.map((v, i) => [v, i]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  const here = state.pinned !== null && state.hovered !== null && state.hovered !== state.pinned
-    ? `; ${layout.names[state.hovered]}: ${percent(values[state.hovered])}` : "";
-  return `${model.name ? `${model.name}: ` : ""}most at ${best.map(([v, i]) => `${layout.names[i]} (${percent(v)})`).join("; ")}${here}`;
-}
-
-function describeModel(model) {
-  const p = model.predictions && model.predictions[state.image];
-  const lines = p ? [`predicts ${p.label} (${percent(p.probability, 0)})`] : [];
-  if (state.method === "gradient") lines.push(`gradient of class ${model.target[state.image]}`);
-  if (state.method === "head" && model.matches) lines.push(`its head ${model.matches[state.layer][state.head]}`);
-  return lines.join(", ");
+  [low, (low + high) / 2, high].forEach((v, i) => { box.lastChild.children[i].textContent = view().format(v, digits); });
 }
 
 function draw() {
-  const all = models.map(shares), first = all[0];
-  const differs = byId("difference").checked;
-  const shown = all.map((values, i) => (differs && i ? values.map((v, j) => v - first[j]) : values));
-  // One scale for all models. Extra tokens do not count: the class token's own share would leave the patches in the dark.
-  const largest = (vectors) => Math.max(...vectors.flatMap((v) => v.slice(layout.prefix).map(Math.abs)), 1e-9);
-  const sequential = differs ? [first] : all, top = largest(sequential), span = largest(shown.slice(1));
-  const low = byId("stretch").checked ? Math.min(...sequential.flatMap((v) => v.slice(layout.prefix))) : 0;
-  models.forEach((model, i) => {
-    const difference = differs && i > 0;
-    drawMap(model.canvas, shown[i], difference ? "difference" : "attention", (v) => (difference ? (v / span + 1) / 2 : (v - low) / (top - low || 1)));
-    model.canvas.setAttribute("aria-label", `${model.name} attention map. ${describeQuery()}`);
+  byId("query").textContent = describeQuery();
+  byId("about").textContent = view().about;
+  if (view().values) drawValues();
+  else drawComponents();
+  models.forEach((model) => {
     model.caption.textContent = describeModel(model);
     drawOverview(model.overviewCanvas, model.overview);
   });
-  byId("scales").lastChild.hidden = true;
-  drawScale(0, "attention", "share of attention", low, top);
-  if (differs) drawScale(1, "difference", `difference to ${models[0].name}, in percentage points`, -span, span);
-  const original = byId("original").getContext("2d");
+  const canvas = byId("original"), original = canvas.getContext("2d");
+  original.clearRect(0, 0, PIXELS, canvas.height);
   original.imageSmoothingEnabled = images.width > PIXELS;
-  original.drawImage(imageCanvas(state.image, false), 0, STRIP, PIXELS, byId("original").height - STRIP);
+  original.drawImage(imageCanvas(state.image, false), 0, STRIP, PIXELS, canvas.height - STRIP);
+  if (query() !== null && query() >= layout.prefix) markQuery(canvas);
   byId("truth").textContent = data.truth ? `label: ${data.truth[state.image]}` : "";
-  byId("query").textContent = describeQuery();
-  byId("readout").textContent = models.map((model, i) => describeShares(model, all[i])).join("\n");
   showControls();
 }
 
@@ -167,7 +144,8 @@ function showControls() {
   byId("head").value = state.head;
   byId("layer").nextElementSibling.value = layers[state.layer];
   byId("head").nextElementSibling.value = state.method === "head" ? state.head : "all";
-  byId("overlay").nextElementSibling.value = `${byId("overlay").value} %`;
+  for (const id of ["overlay", "clip"]) byId(id).nextElementSibling.value = `${byId(id).value} %`;
+  byId("difference-label").hidden = models.length < 2 || !view().differs;
   [...byId("images").children].forEach((button, i) => button.setAttribute("aria-pressed", i === state.image));
 }
 
@@ -200,13 +178,18 @@ function buildPanel(model) {
 }
 
 function listenToMap(canvas) {
+  const first = canvas.id === "original" ? layout.prefix : 0; // the image has no extra tokens
+  const at = (event) => {
+    const token = tokenAt(canvas, event);
+    return token !== null && token >= first ? token : null;
+  };
   canvas.addEventListener("pointermove", (event) => {
-    state.hovered = tokenAt(canvas, event);
+    state.hovered = at(event);
     state.shift = event.shiftKey;
     draw();
   });
   canvas.addEventListener("pointerleave", () => { state.hovered = null; state.shift = false; draw(); });
-  canvas.addEventListener("click", (event) => { state.hovered = tokenAt(canvas, event); pin(); });
+  canvas.addEventListener("click", (event) => { state.hovered = at(event); pin(); });
 }
 
 function listenToOverview(model) {
@@ -261,8 +244,7 @@ const KEYS = {
   ",": () => step("image", -1, images.count),
   w: () => move(-1, 0), s: () => move(1, 0), a: () => move(0, -1), d: () => move(0, 1),
   m: () => {
-    const at = METHODS.findIndex(([name]) => name === state.method);
-    state.method = METHODS[(at + 1) % METHODS.length][0];
+    state.method = METHODS[(METHODS.indexOf(state.method) + 1) % METHODS.length];
     draw();
   },
   t: () => { byId("incoming").checked = !byId("incoming").checked; draw(); },
@@ -291,18 +273,18 @@ function build() {
     button.addEventListener("click", () => { state.image = i; draw(); });
     byId("images").append(button);
   }
-  METHODS.forEach(([value, text]) => byId("method").append(element("option", { value }, text)));
+  METHODS.forEach((value) => byId("method").append(element("option", { value }, VIEWS[value].name)));
   byId("layer").max = layers.length - 1;
   byId("head").max = data.heads - 1;
   byId("method").addEventListener("input", (event) => { state.method = event.target.value; draw(); });
   byId("layer").addEventListener("input", (event) => { state.layer = Number(event.target.value); draw(); });
   byId("head").addEventListener("input", (event) => { state.head = Number(event.target.value); state.method = "head"; draw(); });
-  for (const id of ["overlay", "incoming", "stretch", "difference"]) byId(id).addEventListener("input", draw);
-  byId("difference-label").hidden = models.length < 2;
+  for (const id of ["overlay", "clip", "incoming", "stretch", "difference"]) byId(id).addEventListener("input", draw);
   byId("note").hidden = !data.note;
   byId("note").textContent = data.note;
   byId("panels").append(element("figure", {}, element("figcaption", {}, element("strong", {}, "image"), element("span", { id: "truth" })),
-    mapCanvas({ id: "original", role: "img", "aria-label": "the image itself" })));
+    mapCanvas({ id: "original", class: "image", role: "img", "aria-label": "the image itself" })));
+  listenToMap(byId("original"));
   models.forEach(buildPanel);
   for (let i = 0; i < 2; i++) {
     byId("scales").append(element("div", { class: "scale" }, element("p"), element("canvas", { width: 256, height: 1 }),

@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -21,6 +22,7 @@ from .images import display_images
 from .record import CAVEAT, RecordedMaps
 
 FOLDER = Path(__file__).parent
+SCRIPTS = ("maps.js", "views.js", "page.js")
 LIMIT = 8e6  # bytes from which a page is slow to open and heavy in a notebook
 # Evenly spaced colours of matplotlib's viridis (sequential) and RdBu_r (diverging); the page interpolates between them.
 # fmt: off
@@ -66,8 +68,9 @@ def render(
     parts = {
         "title": html.escape(_title(records)),
         "caveat": html.escape(CAVEAT),
-        "css": page_file("page.css"),
-        "js": page_file("maps.js") + page_file("page.js"),
+        "css": page_file("theme.css") + page_file("page.css"),
+        "mark": page_mark(),
+        "js": "".join(map(page_file, SCRIPTS)),
         "data": page_json(_data(source, chosen, count, note)),
     }
     return re.sub(
@@ -121,7 +124,7 @@ def estimate(records: Mapping[str, RecordedMaps], layers: int, images: int) -> f
     """The size in bytes of a page with so many layers and images."""
     total = 0.0
     for record in records.values():
-        kinds = record.heads + (2 if record.gradients is None else 3)
+        kinds = record.heads + 2 + (record.gradients is not None) + (record.tokens is not None)
         total += images * layers * kinds * record.layout.tokens * (record.layout.tokens + 4)
     height, width = record.images.shape[1:3]
     return (total + images * height * width * 3) * 4 / 3 + 40_000
@@ -187,6 +190,7 @@ def _model(source: Any, name: str, record: RecordedMaps, layers: list[int], coun
         "min": _packed(_stacked([measures.fuse_heads(a[:count], "min") for a in record.maps], layers)),
         "rollout": _packed(_stacked(measures.rollout(fused), layers)),
         "gradient": None,
+        **_views(record, layers, count),
         "matches": matches[layers].tolist() if other else None,
         "overview": {
             "title": f"Layers by heads: divergence from {source.reference}" if other else "Layers by heads: entropy",
@@ -206,6 +210,27 @@ def _model(source: Any, name: str, record: RecordedMaps, layers: list[int], coun
     return result
 
 
+def _views(record: RecordedMaps, layers: list[int], count: int) -> dict[str, str | None]:
+    """What is known of tokens and of covered patches, in base64; None: not recorded.
+
+    Cosines (images, layers, T, T) as int8 of 127ths, norms (images, layers, T) and occlusion (images, P) as float32,
+    colours (images, layers, P, 3) as bytes.
+    """
+    views: dict[str, np.ndarray | None] = dict.fromkeys(("similarity", "norms", "components", "occlusion"))
+    if record.tokens is not None:
+        shown = replace(record, tokens=[x[:count] for x in record.tokens], images=record.images[:count])
+        cosines, norms, colors = (
+            np.stack([of(layer) for layer in layers], axis=1)
+            for of in (shown.similarity, shown.norms, shown.component_colors)
+        )
+        views["similarity"] = np.rint(127 * cosines).astype(np.int8)
+        views["norms"] = norms.astype("<f4")
+        views["components"] = np.rint(255 * colors).astype(np.uint8)
+    if record.occlusion is not None:
+        views["occlusion"] = record.occlusion[:count].astype("<f4")
+    return {name: None if a is None else page_base64(a) for name, a in views.items()}
+
+
 def _stacked(maps: list[np.ndarray], layers: list[int]) -> np.ndarray:
     return np.stack([maps[layer] for layer in layers], axis=1)
 
@@ -223,6 +248,11 @@ def page_base64(a: np.ndarray) -> str:
 def page_json(data: Any) -> str:
     # The text stands inside <script>: without any "<" no class name can end that element.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def page_mark() -> str:
+    """The mark for the header of a page, as an element of HTML, which needs no namespace."""
+    return page_file("mark.svg").replace(' xmlns="http://www.w3.org/2000/svg"', "").strip()
 
 
 @cache

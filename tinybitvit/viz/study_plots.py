@@ -81,13 +81,15 @@ def plot_confusion(
     return plot_confusion_matrices(matrices, names, normalize)
 
 
-def plot_confusion_matrices(matrices: Mapping[str, Any], names: Sequence[str], normalize: bool = False) -> Figure:
-    """The same from confusion matrices (classes, classes) by model name. names: of the classes."""
+def plot_confusion_matrices(
+    matrices: Mapping[str, Any], names: Sequence[str], normalize: bool = False, side: float | None = None
+) -> Figure:
+    """The same from confusion matrices (classes, classes) by model name. names: of the classes. side: inches of one."""
     counts = {k: np.asarray(m, dtype=float) for k, m in matrices.items()}
     if normalize:
         counts = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in counts.items()}
     norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in counts.values())))
-    side = min(6.0, max(3.2, 0.38 * len(names) + 1.2))
+    side = min(6.0, max(3.2, side or 0.38 * len(names) + 1.2))
     columns = len(counts) if len(counts) <= 4 else 3
     rows = math.ceil(len(counts) / columns)
     figure = new_figure(side * columns, side * rows + 0.9)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import Normalize
+from ..io.checkpoint import file_bytes
 from ..quant import LAYOUTS, BitLinear, PackedLinear, pack
 from ..viz import page as attention_page
 from ..viz.record import CAVEAT
@@ -64,7 +65,8 @@ def to_html(
     parts = {
         "title": html.escape(heading),
         "caveat": html.escape(CAVEAT),
-        "css": attention_page.page_file("page.css") + _file("page.css"),
+        "css": attention_page.page_file("theme.css") + attention_page.page_file("page.css") + _file("page.css"),
+        "mark": attention_page.page_mark(),
         "js": "".join(map(_file, SCRIPTS)),
         "data": attention_page.page_json(data),
     }
@@ -133,7 +135,7 @@ def _model(name: str, model: Any, arrays: dict[str, Entry]) -> dict[str, Any]:
         },
         "normalize": normalize,
         "ink": ink,
-        "size": {"bytes": len(content), "effective_bits": 8 * len(content) / weights},
+        "size": {"bytes": file_bytes(model), "effective_bits": 8 * len(content) / weights},
         "layouts": {layout: _layout(layout) for layout in used},
         "arrays": index,
         "bytes": attention_page.page_base64(np.frombuffer(content, np.uint8)),

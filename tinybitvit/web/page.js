@@ -39,7 +39,8 @@ function show(image, quiet = false) {
 }
 
 const best = (model) => model.probabilities.indexOf(Math.max(...model.probabilities));
-const answer = (model) => `${model.classes[best(model)]} (${percent(Math.max(...model.probabilities))})`;
+const sure = (model) => `(${percent(Math.max(...model.probabilities))})`;
+const answer = (model) => `${model.classes[best(model)]} ${sure(model)}`;
 
 /** The share with which the classifier draws on each patch. Rollout multiplies v by (I + A) / 2 from the chosen layer down. */
 function shares({ maps, config }) {
@@ -105,11 +106,12 @@ function drawMap(model) {
 }
 
 function drawModel(model) {
-  const bits = model.bits === 1 ? "1 bit" : `${model.bits} bits`, size = model.size;
+  const size = model.size;
   const times = [...(model.times ?? [])].sort((a, b) => a - b), ms = times[times.length >> 1];
-  model.sizeLine.textContent = `${bits}: ${size.bytes.toLocaleString("en")} bytes, ${size.effective_bits.toFixed(2)} bits a weight`
-    + `${model.bits === 32 ? "" : " with everything that stays in 32 bits"}.${ms === undefined ? "" : ` ${ms.toFixed(1)} ms an image.`}`;
-  model.answer.textContent = state.image ? answer(model) : "";
+  model.sizeLine.replaceChildren(element("strong", {}, `${size.bytes.toLocaleString("en")} bytes`),
+    ` ${size.effective_bits.toFixed(2)} bits a weight${model.bits === 32 ? "" : " with all that stays in 32 bits"}`
+    + `${ms === undefined ? "" : `, ${ms.toFixed(1)} ms an image`}.`);
+  model.answer.replaceChildren(...(state.image ? [element("b", {}, model.classes[best(model)]), " ", element("span", {}, sure(model))] : []));
   if (state.image) drawMap(model);
   else drawImage(model.canvas, null);
   const order = model.classes.map((_, i) => i);
@@ -150,13 +152,14 @@ function buildExamples() {
     const canvas = element("canvas", { width: WIDTH, height: HEIGHT });
     const button = element("button", { type: "button", "aria-pressed": false, "aria-label": `example ${label ?? i + 1}` }, canvas, label ?? "");
     drawImage(canvas, image);
-    button.addEventListener("click", () => {
+    const choose = () => {
       closePicture();
       button.setAttribute("aria-pressed", true);
-      say("");
       openPicture(image, false);
-    });
+    };
+    button.addEventListener("click", () => { choose(); say(""); });
     byId("images").append(button);
+    if (i === 0) choose(); // so that the page begins with an answer
   }
 }
 
@@ -174,8 +177,9 @@ function buildControls() {
 
 function build() {
   const drawn = frame !== null, opened = [1, 3].includes(CHANNELS);
-  byId("hint").textContent = `${[drawn && "Draw", opened && "open or drop a picture", examples && "choose an example"].filter(Boolean)
-    .join(", or ")}.`.replace(/^./, (c) => c.toUpperCase());
+  const ways = [drawn && "draw", opened && "open or drop a picture", examples && "choose an example"].filter(Boolean);
+  const others = ways.slice(0, -1).map((way) => `${way}, `).join("");
+  byId("hint").textContent = `${others}${others && "or "}${ways.at(-1) ?? ""}.`.replace(/^./, (c) => c.toUpperCase());
   byId("tools").hidden = byId("keys").hidden = !drawn;
   byId("pictures").hidden = !opened;
   byId("invert-label").hidden = true;
@@ -189,11 +193,18 @@ function build() {
     model.state = load_state_dict(model);
     buildPanel(model);
   });
-  byId("panels").classList.toggle("short", models.every((model) => model.classes.every((name) => name.length < 3)));
-  if (examples) buildExamples();
+  const short = models.every((model) => model.classes.every((name) => name.length < 3));
+  byId("panels").classList.toggle("short", short);
+  byId("panels").style.setProperty("--columns", Math.min(4, Math.max(2, models.length))); // one alone is not blown up
+  byId("panels").style.setProperty("--narrow", models.length < 4 ? Math.max(2, models.length) : 2);
+  if (window.self !== window.top) {
+    document.body.classList.add("framed");
+    new ResizeObserver(() => parent.postMessage({ height: document.body.offsetHeight }, "*")).observe(document.body);
+  }
   if (opened) listenToPictures();
   if (drawn) listenToPad();
   buildControls();
   show(null);
+  if (examples) buildExamples();
 }
 

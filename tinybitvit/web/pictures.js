@@ -1,6 +1,8 @@
 "use strict";
 // Images that are not drawn: the examples, files, and the camera.
 
+const MOST_PIXELS = 4096; // along a side: larger canvases fail on phones
+
 /** Show a picture, bytes (H, W, C), instead of the drawing. invertible: it came from outside, where paper may be white. */
 function openPicture(bytes, invertible) {
   state.strokes = [];
@@ -20,17 +22,48 @@ function closePicture() {
 
 /** A part [x, y, width, height] of a bitmap or video as bytes (H, W, C), stretched to the networks' size. */
 function toBytes(source, part) {
-  const context = element("canvas", { width: WIDTH, height: HEIGHT }).getContext("2d");
+  const scale = Math.min(1, MOST_PIXELS / Math.max(part[2], part[3]));
+  const [width, height] = part.slice(2).map((side) => Math.max(1, Math.round(side * scale)));
+  const context = element("canvas", { width, height }).getContext("2d");
   context.fillStyle = "#fff"; // under what is transparent, as data/folder.py has it
-  context.fillRect(0, 0, WIDTH, HEIGHT);
+  context.fillRect(0, 0, width, height);
   context.imageSmoothingQuality = "high";
-  context.drawImage(source, ...part, 0, 0, WIDTH, HEIGHT);
-  const { data: rgba } = context.getImageData(0, 0, WIDTH, HEIGHT), bytes = new Uint8Array(HEIGHT * WIDTH * CHANNELS);
+  context.drawImage(source, ...part, 0, 0, width, height);
+  const rgba = resize(context.getImageData(0, 0, width, height).data, [height, width], [HEIGHT, WIDTH]);
+  const bytes = new Uint8Array(HEIGHT * WIDTH * CHANNELS);
   for (let i = 0; i < HEIGHT * WIDTH; i++) {
     const rgb = rgba.subarray(4 * i, 4 * i + 3);
     bytes.set(CHANNELS === 3 ? rgb : [Math.round(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2])], i * CHANNELS);
   }
   return bytes;
+}
+
+/** RGBA of [height, width] stretched to [H, W] by Pillow's bilinear filter, which the library uses: along rows, then along
+    columns, rounded to bytes after each. (Some versions begin with the columns, which moves the last bit.) A browser's
+    own resizing differs by many levels. */
+function resize(rgba, [height, width], [H, W]) {
+  return resizeAxis(resizeAxis(rgba, height, width, W, 4, 4 * width, 4 * W), W, height, H, 4 * W, 4, 4);
+}
+
+/** n numbers along one axis, `step` apart, become m. Of `lines` such lines one begins `skip` after the other, in the
+    result `skipped` after the other. */
+function resizeAxis(x, lines, n, m, step, skip, skipped) {
+  if (n === m) return x;
+  const y = new Uint8ClampedArray((x.length / n) * m), scale = n / m, reach = Math.max(scale, 1);
+  for (let i = 0; i < m; i++) {
+    const centre = (i + 0.5) * scale, low = Math.max(0, Math.trunc(centre - reach + 0.5));
+    const weights = Array.from({ length: Math.min(n, Math.trunc(centre + reach + 0.5)) - low },
+      (_, j) => Math.max(0, 1 - Math.abs((j + low - centre + 0.5) / reach)));
+    const sum = weights.reduce((a, b) => a + b, 0), whole = weights.map((w) => Math.trunc(0.5 + (w / sum) * 2 ** 22));
+    for (let line = 0; line < lines; line++) {
+      for (let c = 0; c < 4; c++) {
+        let total = 2 ** 21;
+        for (let j = 0; j < whole.length; j++) total += x[line * skip + (low + j) * step + c] * whole[j];
+        y[line * skipped + i * step + c] = Math.floor(total / 2 ** 22);
+      }
+    }
+  }
+  return y;
 }
 
 /** Whether a grey image has another border, dark or light, than the training images: the rule of data/folder.py. */
@@ -42,7 +75,8 @@ function looksInverted(bytes) {
 async function openFile(file) {
   closePicture();
   try {
-    const bitmap = await createImageBitmap(file), bytes = toBytes(bitmap, [0, 0, bitmap.width, bitmap.height]);
+    // The pixels as they are in the file: a colour profile is not applied, for the library applies none.
+    const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" }), bytes = toBytes(bitmap, [0, 0, bitmap.width, bitmap.height]);
     byId("invert").checked = CHANNELS === 1 && data.ground !== null && looksInverted(bytes);
     openPicture(bytes, true);
     say(`${file.name}, stretched to ${HEIGHT} x ${WIDTH} pixels`);

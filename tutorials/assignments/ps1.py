@@ -5,9 +5,10 @@
 # build that somebody: you measure a derivative, write three backward passes, and walk a graph. At the end a Vision
 # Transformer trains on your code. You need tutorial 01.
 #
-# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.check(...)` below it
-# tells you at once what is right, and shows the first input for which something is not. The cells after it are graded;
-# leave them as they are. Each task needs only those before it. Hand in this notebook.
+# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.score(...)` below it
+# checks it at once, shows an input for which something is wrong, and gives a point for each check that passes. Where
+# another cell follows, it gives the last point, for inputs that you do not see. Leave these cells as they are. A
+# mistake costs its own task and no other. Two tasks have no recipe: **find the method**. Hand in this notebook.
 
 # %%
 import numpy as np
@@ -42,14 +43,12 @@ def numeric_gradient(f, x, h=1e-5):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps1.1", numeric_gradient)
+# %% nbgrader={"grade_id": "ps1-1-checks", "grade": true, "points": 2}
+tb.course.score("ps1.1", numeric_gradient)
 
-# %% nbgrader={"grade_id": "ps1-1-example", "grade": true, "points": 1}
+# %% nbgrader={"grade_id": "ps1-1-more", "grade": true, "points": 1}
 gradient = numeric_gradient(lambda x: (x * x).sum(), np.array([1.0, -2.0]))
 assert np.allclose(gradient, [2, -4]), f"it gives {gradient}"
-
-# %% nbgrader={"grade_id": "ps1-1-more", "grade": true, "points": 2}
 gradient = numeric_gradient(lambda x: (x**3).sum(), np.array([[1.0, 2.0, 3.0]]), h=0.1)
 assert gradient.shape == (1, 3), "the shape of x"
 ### BEGIN HIDDEN TESTS
@@ -61,7 +60,7 @@ assert np.array_equal(x, before), "x was changed"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 2: your first backward pass (4 points)
+# ## Task 2: your first backward pass (3 points)
 #
 # A `Function` has a `forward`, from arrays to an array, and a `backward`: given $g = dL/dy$, how the loss $L$ changes
 # with the *output*, it returns how the loss changes with each *input*, as a tuple. Here is one:
@@ -119,17 +118,15 @@ class QuickGELU(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps1.2", QuickGELU)
+# %% nbgrader={"grade_id": "ps1-2-checks", "grade": true, "points": 2}
+tb.course.score("ps1.2", QuickGELU)
 
-# %% nbgrader={"grade_id": "ps1-2-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps1-2-more", "grade": true, "points": 1}
 x = tb.Tensor(np.array([0.0, 1.0]), requires_grad=True)
 y = apply(QuickGELU, x)
 y.backward(np.array([1.0, 0.0]))
 assert np.allclose(y.data, [0, 0.845796], atol=1e-5), f"the forward pass gives {y.data}"
 assert np.allclose(x.grad, [0.5, 0]), f"the slope at 0 is 1/2, and g = 0 gives 0; not {x.grad}"
-
-# %% nbgrader={"grade_id": "ps1-2-more", "grade": true, "points": 2}
 check_op(QuickGELU, np.array([0.5]))
 assert apply(QuickGELU, np.array([[0.5, 1.0]])).shape == (1, 2), "the shape stays"
 ### BEGIN HIDDEN TESTS
@@ -140,16 +137,16 @@ assert np.isfinite(x.grad).all(), "far from 0"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 3: the linear layer (5 points)
+# ## Task 3: the linear layer (4 points)
 #
 # One token, $x = (1, 2)$; a weight with two outputs, $W = \begin{pmatrix} 3 & 0 \\ 1 & -1 \end{pmatrix}$; a bias
 # $b = (10, 20)$. Then $y = x W^T + b = (3 + 10,\; 1 - 2 + 20) = (13, 19)$.
 #
 # Now let $g = (1, 100)$. Each $x_i$ goes into both outputs, so it collects from both: $dL/dx_0 = 1 \cdot 3 + 100 \cdot
-# 1 = 103$. Each $W_{oi}$ goes into one product: $dL/dW_{10} = 100 \cdot x_0 = 100$. And $dL/db = g$. For many tokens,
-# the rows of $x$ and of $g$, weight and bias collect from all of them:
-#
-# $$\frac{dL}{dx} = g W, \qquad \frac{dL}{dW} = g^T x, \qquad \frac{dL}{db} = \sum_{\text{tokens}} g .$$
+# 1 = 103$. Each $W_{oi}$ goes into one product: $dL/dW_{10} = 100 \cdot x_0 = 100$. For many tokens, the rows of $x$
+# and of $g$, weight and bias collect from all of them. Write these sums down for one $x_i$, one $W_{oi}$ and one $b_o$,
+# and find for each of the three the matrix product (or the sum) that is all of them at once. Your `numeric_gradient`
+# can tell you whether you are right.
 #
 # `x` is (..., in) with any number of leading axes, the weight (out, in), the bias (out,).
 # `x.reshape(-1, x.shape[-1])` makes rows of all tokens.
@@ -173,18 +170,16 @@ class Linear(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps1.3", Linear)
+# %% nbgrader={"grade_id": "ps1-3-checks", "grade": true, "points": 3}
+tb.course.score("ps1.3", Linear)
 
-# %% nbgrader={"grade_id": "ps1-3-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps1-3-more", "grade": true, "points": 1}
 arrays = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0], [1.0, -1.0]]), np.array([10.0, 20.0])
 inputs = [tb.Tensor(a, requires_grad=True) for a in arrays]
 y = apply(Linear, *inputs)
 y.backward(np.array([[1.0, 100.0]]))
 assert np.allclose(y.data, [[13, 19]]), f"the forward pass gives {y.data}"
 assert np.allclose(inputs[0].grad, [[103, -100]]), f"dL/dx is {inputs[0].grad}"
-
-# %% nbgrader={"grade_id": "ps1-3-more", "grade": true, "points": 3}
 assert np.allclose(inputs[1].grad, [[1, 2], [100, 200]]), f"dL/dW is {inputs[1].grad}"
 ### BEGIN HIDDEN TESTS
 random = np.random.default_rng(3)
@@ -199,11 +194,11 @@ for shape in ((5, 3), (2, 4, 3), (2, 1, 2, 3)):
 # minus the logarithm of the probability of the true class, averaged over the images. With logits $(0, 0)$ both classes
 # have probability 1/2, and the loss is $\ln 2 = 0.693$, whatever the truth.
 #
-# $$p = \text{softmax}(z), \qquad L = -\frac{1}{N} \sum_n \ln p_{n, t_n}, \qquad
-# \frac{dL}{dz_{nc}} = \frac{1}{N} \left(p_{nc} - [c = t_n]\right)$$
+# $$p = \text{softmax}(z), \qquad L = -\frac{1}{N} \sum_n \ln p_{n, t_n}$$
 #
-# Read the gradient: what the network said, minus what was true. In the example, with class 1 true, it is
-# $(0.5, -0.5)$. (The factor $g$, a single number here, still has to be multiplied in.)
+# The gradient is one of the nicest of all. Find it: write $\ln p_t = z_t - \ln \sum_c e^{z_c}$ and take the derivative
+# by $z_t$, then by another $z_c$. In the example, with class 1 true, it is $(0.5, -0.5)$: compare it with what the
+# network said and with what was true. (The factor $g$, a single number here, still has to be multiplied in.)
 #
 # Logits are (N, C) and may be as large as 1000: $e^{1000}$ overflows, so subtract each row's maximum first, which
 # changes no probability. Targets (N,) are class numbers; they have no gradient, so `backward` returns `None` for them.
@@ -230,17 +225,15 @@ class CrossEntropy(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps1.4", CrossEntropy)
+# %% nbgrader={"grade_id": "ps1-4-checks", "grade": true, "points": 3}
+tb.course.score("ps1.4", CrossEntropy)
 
-# %% nbgrader={"grade_id": "ps1-4-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps1-4-more", "grade": true, "points": 1}
 logits = tb.Tensor(np.array([[0.0, 0.0]]), requires_grad=True)
 loss = apply(CrossEntropy, logits, np.array([1]))
 loss.backward()
 assert np.isclose(loss.item(), np.log(2)), f"the loss is {loss.item()}"
 assert np.allclose(logits.grad, [[0.5, -0.5]]), f"the gradient is {logits.grad}"
-
-# %% nbgrader={"grade_id": "ps1-4-more", "grade": true, "points": 2}
 loss = apply(CrossEntropy, tb.Tensor(np.array([[1000.0, 0.0]])), np.array([0]))
 assert np.isclose(loss.item(), 0), f"sure, and right: the loss is 0, not {loss.item()}"
 ### BEGIN HIDDEN TESTS
@@ -307,16 +300,14 @@ def backpropagate(root):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps1.5", backpropagate)
+# %% nbgrader={"grade_id": "ps1-5-checks", "grade": true, "points": 4}
+tb.course.score("ps1.5", backpropagate)
 
-# %% nbgrader={"grade_id": "ps1-5-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps1-5-more", "grade": true, "points": 1}
 a, b = Value(2.0), Value(3.0)
 d = a * b + a
 backpropagate(d)
 assert (d.grad, a.grad, b.grad) == (1, 4, 2), f"it gives {(d.grad, a.grad, b.grad)}"
-
-# %% nbgrader={"grade_id": "ps1-5-more", "grade": true, "points": 3}
 x = Value(1.0)
 backpropagate(x + x)
 assert x.grad == 2, "both operands are the same value"
@@ -341,20 +332,68 @@ assert (a.grad, b.grad, c.grad) == (576.0, 396.0, 174.0), "values that are used 
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 6: a Vision Transformer learns through your code (2 points)
+# ## Task 6: which step? (3 points)
 #
-# Nothing to write: this is what the work was for. `tb.course.use` puts your three Functions into the library, in the
-# place of its own, and a Vision Transformer trains on digits with them: every linear layer, every GELU and the loss are
-# yours. Guessing gets one digit in ten right.
+# `h=1e-5` is a good step for `float64`. For `float32` it is a bad one: the slope of $\sin$ comes out wrong in the third
+# digit, and `h=0.1` is no better. Try it, for a few steps between. Two errors pull in opposite directions: why does
+# the slope get worse when the step gets *smaller*?
+#
+# **Find the method.** Write `good_step`, which takes the name of a type, `"float64"`, `"float32"` or `"float16"`, and
+# returns a step for functions like $\sin$, at values near 1, whose error is less than ten times that of the best one.
+# One formula serves all three; `np.finfo(dtype).eps` is the relative error of one rounding.
 
-# %% nbgrader={"grade_id": "ps1-6-vit", "grade": true, "points": 2}
+
+# %% nbgrader={"grade_id": "ps1-6", "solution": true}
+def good_step(dtype):
+    ### BEGIN SOLUTION
+    # The curve bends away by h^2 / 6, rounding costs eps / h: they are alike where h^3 is about eps.
+    return float(np.finfo(dtype).eps) ** (1 / 3)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps1-6-checks", "grade": true, "points": 3}
+tb.course.score("ps1.6", good_step)
+
+# %% [markdown]
+# ## Task 7: a test that tells (2 points)
+#
+# A backward pass is tested with an upstream gradient $g$: does it return what was measured? Some choices of $g$ are
+# blind. Here five classmates hand in a backward pass of softmax, for the probabilities `p` of one row. One returns
+# zeros, one half of the right answer; one forgets the sum in $p_i (g_i - \sum_j g_j p_j)$, one has the mean of $g$ in
+# its place, and one keeps only $p_i (1 - p_i)\, g_i$.
+#
+# **Find the method.** Write `telling_gradient`: it takes `p` (n,) and returns a $g$ (n,) for which each of the five
+# gives something else than the right one.
+
+
+# %% nbgrader={"grade_id": "ps1-7", "solution": true}
+def telling_gradient(p):
+    ### BEGIN SOLUTION
+    return np.random.default_rng(0).normal(0, 1, p.shape)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps1-7-checks", "grade": true, "points": 2}
+tb.course.score("ps1.7", telling_gradient)
+
+# %% [markdown]
+# ## Task 8: a Vision Transformer learns through your code (2 points)
+#
+# Nothing to write: this is what the work was for. `tb.course.use` puts your Functions, those that pass their checks,
+# into the library, in the place of its own, and a Vision Transformer trains on digits with them: every linear layer,
+# every GELU and the loss. Guessing gets one digit in ten right.
+
+# %% nbgrader={"grade_id": "ps1-8-vit", "grade": true, "points": 2}
 digits = tb.data.load_digits()
 size = {"dim": 32, "depth": 1, "heads": 4, "epochs": 8}
-with tb.course.use(gelu=QuickGELU, linear=Linear, cross_entropy=CrossEntropy):
+names = {"ps1.2": "gelu", "ps1.3": "linear", "ps1.4": "cross_entropy"}
+yours = {names[task]: operation for task, operation in tb.course.own(globals(), *names).items()}
+assert yours, "no operation of yours passes its checks yet"
+with tb.course.use(**yours):
     model = tb.ViT(bits=32, **size, label_smoothing=0, augment=None, workers=1, random_state=0, verbose=0)
     model.fit(digits.X_train[:700], digits.y_train[:700])
     accuracy = model.score(digits.X_test, digits.y_test)
-print(f"with your code: {accuracy:.1%} of the test images are right")
+print(f"with your {', '.join(yours)}: {accuracy:.1%} of the test images are right")
 assert accuracy > 0.5, "the network did not learn"
 
 # %% [markdown]

@@ -5,9 +5,10 @@
 # In this set you write both halves, forward and backward, and a Vision Transformer trains on your code. You need
 # tutorials 02 and 03.
 #
-# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.check(...)` below it
-# tells you at once what is right, and shows the first input for which something is not. The cells after it are graded;
-# leave them as they are. Each task needs only those before it. Hand in this notebook.
+# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.score(...)` below it
+# checks it at once, shows an input for which something is wrong, and gives a point for each check that passes. Where
+# another cell follows, it gives the last point, for inputs that you do not see. Leave these cells as they are. A
+# mistake costs its own task and no other. Two tasks have no recipe: **find the method**. Hand in this notebook.
 
 # %%
 import numpy as np
@@ -18,7 +19,7 @@ from tinybitvit.ops import Function
 from tinybitvit.tensor import apply
 
 # %% [markdown]
-# ## Task 1: cut (4 points)
+# ## Task 1: cut (3 points)
 #
 # Here is a picture of 2 x 4 pixels, one channel:
 #
@@ -46,15 +47,13 @@ def patchify(images, patch_size):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps2.1", patchify)
+# %% nbgrader={"grade_id": "ps2-1-checks", "grade": true, "points": 2}
+tb.course.score("ps2.1", patchify)
 
-# %% nbgrader={"grade_id": "ps2-1-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps2-1-more", "grade": true, "points": 1}
 picture = np.arange(8.0).reshape(1, 2, 4, 1)
 tokens = patchify(picture, (2, 2))
 assert np.array_equal(tokens, [[[0, 1, 4, 5], [2, 3, 6, 7]]]), f"it gives {tokens}"
-
-# %% nbgrader={"grade_id": "ps2-1-more", "grade": true, "points": 2}
 assert patchify(np.zeros((3, 4, 6, 2)), (2, 3)).shape == (3, 4, 12), "the shape"
 ### BEGIN HIDDEN TESTS
 for shape, patch in (((2, 4, 6, 3), (2, 3)), ((1, 6, 2, 1), (3, 2)), ((3, 4, 4, 2), (4, 4)), ((1, 2, 3, 2), (1, 1))):
@@ -65,7 +64,7 @@ for shape, patch in (((2, 4, 6, 3), (2, 3)), ((1, 6, 2, 1), (3, 2)), ((3, 4, 4, 
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 2: and glue (4 points)
+# ## Task 2: and glue (2 points)
 #
 # What is the gradient of cutting? Every pixel goes to exactly one place, and nothing is computed. So `g`, which has the
 # shape of the tokens, only has to be laid back into the picture: the same three steps, backwards. In the example,
@@ -76,7 +75,12 @@ for shape, patch in (((2, 4, 6, 3), (2, 3)), ((1, 6, 2, 1), (3, 2)), ((3, 4, 4, 
 # | 10 | 11 | 14 | 15 |
 # | 12 | 13 | 16 | 17 |
 #
-# `ctx` can carry what is not an array: `ctx.patch_size = patch_size`.
+# `ctx` can carry what is not an array: `ctx.patch_size = patch_size`. `cut` is your `patchify`, or the library's where
+# yours does not pass its checks.
+
+
+# %%
+cut = tb.course.settled("ps2.1", globals())
 
 
 # %% nbgrader={"grade_id": "ps2-2", "solution": true}
@@ -84,7 +88,7 @@ class Patchify(Function):
     @staticmethod
     def forward(ctx, images, *, patch_size):
         ctx.patch_size, ctx.shape = patch_size, images.shape
-        return patchify(images, patch_size)
+        return cut(images, patch_size)
 
     @staticmethod
     def backward(ctx, g):
@@ -95,15 +99,13 @@ class Patchify(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps2.2", Patchify)
+# %% nbgrader={"grade_id": "ps2-2-checks", "grade": true, "points": 1}
+tb.course.score("ps2.2", Patchify)
 
-# %% nbgrader={"grade_id": "ps2-2-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps2-2-more", "grade": true, "points": 1}
 x = tb.Tensor(picture, requires_grad=True)
 apply(Patchify, x, patch_size=(2, 2)).backward(np.arange(10.0, 18).reshape(1, 2, 4))
 assert np.array_equal(x.grad[0, :, :, 0], [[10, 11, 14, 15], [12, 13, 16, 17]]), f"it gives {x.grad[0, :, :, 0]}"
-
-# %% nbgrader={"grade_id": "ps2-2-more", "grade": true, "points": 2}
 for patch in ((2, 1), (1, 2)):
     check_op(Patchify, picture, patch_size=patch)
 ### BEGIN HIDDEN TESTS
@@ -135,15 +137,13 @@ def attention(q, k, v):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps2.3", attention)
+# %% nbgrader={"grade_id": "ps2-3-checks", "grade": true, "points": 3}
+tb.course.score("ps2.3", attention)
 
-# %% nbgrader={"grade_id": "ps2-3-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps2-3-more", "grade": true, "points": 1}
 y, p = attention(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 5.0]]), np.array([[10.0], [20.0]]))
 assert np.allclose(p, [[0.8044, 0.1956]], atol=1e-3), f"the probabilities are {p}"
 assert np.allclose(y, [[11.956]], atol=1e-2), f"the answer is {y}"
-
-# %% nbgrader={"grade_id": "ps2-3-more", "grade": true, "points": 2}
 y, p = attention(*np.ones((3, 2, 4, 5, 6)))
 assert y.shape == (2, 4, 5, 6) and p.shape == (2, 4, 5, 5), "leading axes stay"
 ### BEGIN HIDDEN TESTS
@@ -156,7 +156,7 @@ assert np.isfinite(y).all(), "large scores"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 4: heads (4 points)
+# ## Task 4: heads (3 points)
 #
 # One layer looks in several ways at once. It computes $q$, $k$ and $v$ of all heads with one matrix, so that a row of
 # its output holds, side by side, $q$ of head 0, $q$ of head 1, ..., then all $k$, then all $v$. For 2 heads of 2
@@ -187,15 +187,13 @@ def join_heads(y):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps2.4", (split_heads, join_heads))
+# %% nbgrader={"grade_id": "ps2-4-checks", "grade": true, "points": 2}
+tb.course.score("ps2.4", (split_heads, join_heads))
 
-# %% nbgrader={"grade_id": "ps2-4-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps2-4-more", "grade": true, "points": 1}
 q, k, v = split_heads(np.arange(12.0).reshape(1, 1, 12), heads=2)
 assert q.shape == (1, 2, 1, 2), f"q has the shape {q.shape}"
 assert np.array_equal(q.ravel(), [0, 1, 2, 3]) and np.array_equal(v.ravel(), [8, 9, 10, 11]), f"q is {q}, v is {v}"
-
-# %% nbgrader={"grade_id": "ps2-4-more", "grade": true, "points": 2}
 assert join_heads(np.zeros((2, 3, 4, 5))).shape == (2, 4, 15), "the shape after joining"
 ### BEGIN HIDDEN TESTS
 random = np.random.default_rng(4)
@@ -208,7 +206,7 @@ assert np.array_equal(join_heads(q), qkv[:, :, :6]), "joining undoes the splitti
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 5: attention, backwards (6 points)
+# ## Task 5: attention, backwards (3 points)
 #
 # Given $g = dL/dy$, walk the formula of task 3 from its end to its beginning, for each head:
 #
@@ -219,17 +217,22 @@ assert np.array_equal(join_heads(q), qkv[:, :, :6]), "joining undoes the splitti
 # The middle one is softmax: raising one score lowers all other probabilities of its row, hence the sum that is taken
 # off. The gradient of `qkv` holds those of $q$, $k$ and $v$ where $q$, $k$ and $v$ were. `g` comes as (N, T, h d), the
 # heads joined. (Splitting heads only moves numbers about: its gradient is the way back. For three arrays side by side,
-# `np.concatenate([...], axis=-1)`.)
+# `np.concatenate([...], axis=-1)`.) `look`, `split` and `join` are yours of tasks 3 and 4, if they pass.
+
+
+# %%
+look = tb.course.settled("ps2.3", globals())
+split, join = tb.course.settled("ps2.4", globals())
 
 
 # %% nbgrader={"grade_id": "ps2-5", "solution": true}
 class MultiHeadAttention(Function):
     @staticmethod
     def forward(ctx, qkv, *, heads, scale=None):
-        q, k, v = split_heads(qkv, heads)
-        y, p = attention(q, k, v)
+        q, k, v = split(qkv, heads)
+        y, p = look(q, k, v)
         ctx.save(q, k, v, p)
-        return join_heads(y)
+        return join(y)
 
     @staticmethod
     def backward(ctx, g):
@@ -240,19 +243,17 @@ class MultiHeadAttention(Function):
         dp = g @ v.swapaxes(-1, -2)
         ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * size**-0.5
         parts = ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ g
-        return (np.concatenate([join_heads(part) for part in parts], axis=-1),)
+        return (np.concatenate([join(part) for part in parts], axis=-1),)
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps2.5", MultiHeadAttention)
+# %% nbgrader={"grade_id": "ps2-5-checks", "grade": true, "points": 2}
+tb.course.score("ps2.5", MultiHeadAttention)
 
-# %% nbgrader={"grade_id": "ps2-5-example", "grade": true, "points": 3}
+# %% nbgrader={"grade_id": "ps2-5-more", "grade": true, "points": 1}
 qkv = np.random.default_rng(0).normal(0, 1, (1, 3, 6))
 for count in (1, 2):
     check_op(MultiHeadAttention, qkv, heads=count)
-
-# %% nbgrader={"grade_id": "ps2-5-more", "grade": true, "points": 3}
 x = tb.Tensor(qkv, requires_grad=True)
 apply(MultiHeadAttention, x, heads=2).backward(np.ones((1, 3, 2)))
 assert x.grad.shape == qkv.shape, "the gradient has the shape of qkv"
@@ -267,19 +268,70 @@ assert np.allclose(mine.grad, theirs.grad), "three heads"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 6: a Vision Transformer learns through your code (2 points)
+# ## Task 6: attention in little memory (3 points)
 #
-# Nothing to write: this is what the work was for. `tb.course.use` puts your two Functions into the library, in the
-# place of its own, and a Vision Transformer trains on digits with them. Guessing gets one digit in ten right.
+# A picture of 10,000 patches has 100 million scores a head: 400 MB, and they are needed for a moment only. The library
+# that you are given has `attend(q, k, v)`, which returns `y` for as many questions as it is asked, and needs memory for
+# all of their scores at once.
+#
+# **Find the method.** Write `attention_in_rows`: the `y` of all questions `q` (..., T, d), but never more than `rows`
+# of them in one call of `attend`, and in as few calls as that allows.
 
-# %% nbgrader={"grade_id": "ps2-6-vit", "grade": true, "points": 2}
+
+# %% nbgrader={"grade_id": "ps2-6", "solution": true}
+def attention_in_rows(attend, q, k, v, rows):
+    ### BEGIN SOLUTION
+    # The softmax of a row needs that row alone: questions may be asked one after the other.
+    tokens = q.shape[-2]
+    parts = [attend(q[..., start : start + rows, :], k, v) for start in range(0, tokens, rows)]
+    return np.concatenate(parts, axis=-2)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps2-6-checks", "grade": true, "points": 3}
+tb.course.score("ps2.6", attention_in_rows)
+
+# %% [markdown]
+# ## Task 7: what it cannot see (3 points)
+#
+# Attention treats its tokens as a set. So there are pictures that a Vision Transformer without position embeddings,
+# one that averages its tokens at the end, cannot tell apart, however long it is trained.
+#
+# **Find the method.** Write `twins`: two different pictures (size, size, 1) that are the same to such a network, whose
+# patches are `patch` x `patch` pixels. `size` is a multiple of `patch`, at least twice as large. No two patches of a
+# picture may be equal, so that it does have something to see.
+
+
+# %% nbgrader={"grade_id": "ps2-7", "solution": true}
+def twins(size, patch):
+    ### BEGIN SOLUTION
+    one = np.arange(float(size * size)).reshape(size, size, 1)
+    # the patches change places, and are not changed themselves
+    return one, np.roll(one, patch, axis=1)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps2-7-checks", "grade": true, "points": 3}
+tb.course.score("ps2.7", twins)
+
+# %% [markdown]
+# ## Task 8: a Vision Transformer learns through your code (2 points)
+#
+# Nothing to write: this is what the work was for. `tb.course.use` puts your Functions, those that pass their checks,
+# into the library, in the place of its own, and a Vision Transformer trains on digits with them. Guessing gets one
+# digit in ten right.
+
+# %% nbgrader={"grade_id": "ps2-8-vit", "grade": true, "points": 2}
 digits = tb.data.load_digits()
 size = {"dim": 32, "depth": 1, "heads": 4, "epochs": 8}
-with tb.course.use(patchify=Patchify, multi_head_attention=MultiHeadAttention):
+names = {"ps2.2": "patchify", "ps2.5": "multi_head_attention"}
+yours = {names[task]: operation for task, operation in tb.course.own(globals(), *names).items()}
+assert yours, "no operation of yours passes its checks yet"
+with tb.course.use(**yours):
     model = tb.ViT(bits=32, **size, augment=None, workers=1, random_state=0, verbose=0)
     model.fit(digits.X_train[:700], digits.y_train[:700])
     accuracy = model.score(digits.X_test, digits.y_test)
-print(f"with your code: {accuracy:.1%} of the test images are right")
+print(f"with your {', '.join(yours)}: {accuracy:.1%} of the test images are right")
 assert accuracy > 0.5, "the network did not learn"
 
 # %% [markdown]

@@ -5,9 +5,10 @@
 # In this set you write the quantisers of BitNet b1.58, give them a gradient that they do not have, and train a Vision
 # Transformer through your own code. You need tutorials 05 and 06.
 #
-# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.check(...)` below it
-# tells you at once what is right, and shows the first input for which something is not. The cells after it are graded;
-# leave them as they are. Each task needs only those before it. Hand in this notebook.
+# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.score(...)` below it
+# checks it at once, shows an input for which something is wrong, and gives a point for each check that passes. Where
+# another cell follows, it gives the last point, for inputs that you do not see. Leave these cells as they are. A
+# mistake costs its own task and no other. Two tasks have no recipe: **find the method**. Hand in this notebook.
 
 # %%
 import numpy as np
@@ -24,13 +25,11 @@ from tinybitvit.tensor import apply
 # $$w = (0.9,\; -0.1,\; 0.4,\; -0.6)$$
 #
 # Their mean absolute value is $\beta = (0.9 + 0.1 + 0.4 + 0.6) / 4 = 0.5$. In units of $\beta$ the row is
-# $(1.8, -0.2, 0.8, -1.2)$. Round, and clip to the range from -1 to 1: the codes are $t = (1, 0, 1, -1)$. What the
-# network multiplies by is $\beta t = (0.5, 0, 0.5, -0.5)$.
-#
-# $$\beta = \max\left(\text{mean}\,|w|,\; 10^{-5}\right), \qquad t = \text{clip}(\text{round}(w / \beta), -1, 1)$$
+# $(1.8, -0.2, 0.8, -1.2)$. The codes are the nearest of -1, 0 and 1: $t = (1, 0, 1, -1)$. What the network multiplies
+# by is $\beta t = (0.5, 0, 0.5, -0.5)$.
 #
 # Write it for a matrix `w` (out, in), with one $\beta$ for each row. Return the codes, of the shape of `w`, and `beta`,
-# of shape (out, 1).
+# of shape (out, 1). One kind of row breaks the obvious version: there, let $\beta$ be $10^{-5}$.
 
 
 # %% nbgrader={"grade_id": "ps3-1", "solution": true}
@@ -41,15 +40,13 @@ def ternary_codes(w):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps3.1", ternary_codes)
+# %% nbgrader={"grade_id": "ps3-1-checks", "grade": true, "points": 3}
+tb.course.score("ps3.1", ternary_codes)
 
-# %% nbgrader={"grade_id": "ps3-1-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps3-1-more", "grade": true, "points": 1}
 codes, beta = ternary_codes(np.array([[0.9, -0.1, 0.4, -0.6]]))
 assert np.allclose(beta, [[0.5]]), f"beta is {beta}"
 assert np.array_equal(codes, [[1, 0, 1, -1]]), f"the codes are {codes}"
-
-# %% nbgrader={"grade_id": "ps3-1-more", "grade": true, "points": 2}
 codes, beta = ternary_codes(np.array([[0.9, -0.1], [0.0, 0.0]]))
 assert beta.shape == (2, 1), "one beta for each row"
 ### BEGIN HIDDEN TESTS
@@ -70,17 +67,20 @@ for seed in range(5):
 # anything happen. The derivative is 0 nearly everywhere, and 0 teaches nothing.
 #
 # The *straight-through estimator* passes the gradient on as if the rounding were not there. The version that you write
-# here adds one thought: a weight that lies far outside, $|w| > 3 \beta$, is not moved any further. It is the
-# derivative of a ramp, $\text{clip}(w, -3\beta, 3\beta)$, with $\beta$ taken as a constant:
+# here adds one thought: a weight that lies far outside, $|w| > 3 \beta$, is not moved any further. So the forward pass
+# is the staircase, $y = \beta t$, and the backward pass is that of another function, the ramp
+# $\text{clip}(w, -3\beta, 3\beta)$, with $\beta$ taken as a constant. Draw the ramp, and read its slope off.
 #
-# $$y = \beta t, \qquad \frac{dL}{dw} = \begin{cases} g & \text{where } |w| \le 3 \beta \\ 0 & \text{elsewhere}
-# \end{cases}$$
-#
-# For the row of task 1 and $g = (1, 2, 3, 4)$, nothing lies outside, and $dL/dw = (1, 2, 3, 4)$.
+# For the row of task 1 and $g = (1, 2, 3, 4)$, nothing lies outside, and $dL/dw = (1, 2, 3, 4)$. Take the codes from
+# `codes_of`: it is your `ternary_codes`, or the library's where yours does not pass its checks.
 #
 # Write it as a `Function`: `ctx.save(...)` keeps arrays for the backward pass, `ctx.saved` has them, and `backward`
 # returns a tuple with one gradient for each input. The library will pass settings of its own to `forward`; `**options`
 # takes them, and you may ignore them.
+
+
+# %%
+codes_of = tb.course.settled("ps3.1", globals())
 
 
 # %% nbgrader={"grade_id": "ps3-2", "solution": true}
@@ -88,7 +88,7 @@ class Ternary(Function):
     @staticmethod
     def forward(ctx, w, **options):
         ### BEGIN SOLUTION
-        codes, beta = ternary_codes(w)
+        codes, beta = codes_of(w)
         ctx.save(np.abs(w) <= 3 * beta)
         return codes * beta
         ### END SOLUTION
@@ -101,17 +101,15 @@ class Ternary(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps3.2", Ternary)
+# %% nbgrader={"grade_id": "ps3-2-checks", "grade": true, "points": 4}
+tb.course.score("ps3.2", Ternary)
 
-# %% nbgrader={"grade_id": "ps3-2-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps3-2-more", "grade": true, "points": 1}
 w = tb.Tensor(np.array([[0.9, -0.1, 0.4, -0.6]]), requires_grad=True)
 y = apply(Ternary, w)
 y.backward(np.array([[1.0, 2.0, 3.0, 4.0]]))
 assert np.allclose(y.data, [[0.5, 0, 0.5, -0.5]]), f"the forward pass gives {y.data}"
 assert np.allclose(w.grad, [[1, 2, 3, 4]]), f"the backward pass gives {w.grad}"
-
-# %% nbgrader={"grade_id": "ps3-2-more", "grade": true, "points": 3}
 w = tb.Tensor(np.array([[8.0, 1, -1, 0, 1, -1, 0, 1]]), requires_grad=True)
 apply(Ternary, w).backward(np.ones((1, 8)))
 assert w.grad.shape == (1, 8), "one gradient for each weight"
@@ -135,10 +133,8 @@ for seed in range(5):
 # For $x = (0.3, -1.0, 0.25)$ the step is $1 / 127$, and the codes are $(38.1, -127, 31.75)$, rounded $(38, -127, 32)$.
 # What the network sees is $(0.2992, -1, 0.252)$.
 #
-# $$s = \frac{\max\left(\max |x|,\; 10^{-5}\right)}{127}, \qquad y = s \; \text{round}(x / s), \qquad
-# \frac{dL}{dx} = g$$
-#
-# `np.rint` rounds halves to the even neighbour. `x` may have any number of leading axes, (..., in).
+# The gradient passes straight through. `np.rint` rounds halves to the even neighbour. `x` may have any number of
+# leading axes, (..., in), and a token may be all zeros, as a row of task 1.
 
 
 # %% nbgrader={"grade_id": "ps3-3", "solution": true}
@@ -157,17 +153,15 @@ class Absmax(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps3.3", Absmax)
+# %% nbgrader={"grade_id": "ps3-3-checks", "grade": true, "points": 3}
+tb.course.score("ps3.3", Absmax)
 
-# %% nbgrader={"grade_id": "ps3-3-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps3-3-more", "grade": true, "points": 1}
 x = tb.Tensor(np.array([[0.3, -1.0, 0.25]]), requires_grad=True)
 y = apply(Absmax, x)
 y.backward(np.array([[1.0, 2.0, 3.0]]))
 assert np.allclose(y.data, [[38 / 127, -1, 32 / 127]]), f"the forward pass gives {y.data}"
 assert np.allclose(x.grad, [[1, 2, 3]]), f"the backward pass gives {x.grad}"
-
-# %% nbgrader={"grade_id": "ps3-3-more", "grade": true, "points": 2}
 y = apply(Absmax, tb.Tensor(np.array([[[0.5, -1.0]], [[0.0, 0.0]]])))
 assert y.shape == (2, 1, 2), "the shape stays"
 ### BEGIN HIDDEN TESTS
@@ -183,19 +177,25 @@ for seed in range(5):
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 4: the layer (6 points)
+# ## Task 4: the layer (4 points)
 #
 # Now put them together: a BitLinear layer quantises its weight, quantises its input, and multiplies.
 #
 # $$x_q = \text{Absmax}(x), \qquad W_q = \beta t, \qquad y = x_q W_q^T + b$$
 #
-# Which matrices belong into the backward pass? The product was made of the quantised ones, so those: with the rows of
-# $x$ and $g$ as tokens,
-#
-# $$\frac{dL}{dx} = g\, W_q, \qquad \frac{dL}{dW} = g^T x_q, \qquad \frac{dL}{db} = \sum_{\text{tokens}} g .$$
-#
-# (Here both quantisers pass the gradient on unchanged; leave out the ramp of task 2.) `x` is (..., in), the weight
-# (out, in), the bias (out,). `x.reshape(-1, x.shape[-1])` makes rows of any number of leading axes.
+# Which matrices belong into the backward pass, those that came in or those that were multiplied? Both quantisers pass
+# the gradient on unchanged (leave out the ramp of task 2), so think of $y$ as a function of $x_q$, $W_q$ and $b$, and
+# take the gradients of a linear layer at these. `x` is (..., in), the weight (out, in), the bias (out,).
+# `x.reshape(-1, x.shape[-1])` makes rows of any number of leading axes. Besides `codes_of` there is `rounded(x)`, the
+# forward pass of task 3: yours, if it passes its checks.
+
+
+# %%
+absmax = tb.course.settled("ps3.3", globals())
+
+
+def rounded(x):
+    return absmax.forward(tb.ops.Context(np, (False,)), x)
 
 
 # %% nbgrader={"grade_id": "ps3-4", "solution": true}
@@ -203,8 +203,8 @@ class BitLinear(Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ### BEGIN SOLUTION
-        codes, beta = ternary_codes(weight)
-        quantized_x, quantized_weight = Absmax.forward(ctx, x), codes * beta
+        codes, beta = codes_of(weight)
+        quantized_x, quantized_weight = rounded(x), codes * beta
         ctx.save(quantized_x, quantized_weight)
         return quantized_x @ quantized_weight.T + bias
         ### END SOLUTION
@@ -219,15 +219,13 @@ class BitLinear(Function):
         ### END SOLUTION
 
 
-# %%
-tb.course.check("ps3.4", BitLinear)
+# %% nbgrader={"grade_id": "ps3-4-checks", "grade": true, "points": 3}
+tb.course.score("ps3.4", BitLinear)
 
-# %% nbgrader={"grade_id": "ps3-4-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps3-4-more", "grade": true, "points": 1}
 x, bias = np.array([[1.0, 0.0, -1.0, 0.0]]), np.array([10.0])
 y = apply(BitLinear, x, np.array([[0.9, -0.1, 0.4, -0.6]]), bias)
 assert np.allclose(y.data, [[10.0]]), f"0.5 * 1 + 0.5 * (-1) + 10 is not {y.data}"
-
-# %% nbgrader={"grade_id": "ps3-4-more", "grade": true, "points": 4}
 inputs = [tb.Tensor(a, requires_grad=True) for a in (x, np.array([[0.9, -0.1, 0.4, -0.6]]), bias)]
 apply(BitLinear, *inputs).backward(np.array([[2.0]]))
 assert np.allclose(inputs[0].grad, [[1, 0, 1, -1]]), f"dL/dx is {inputs[0].grad}"
@@ -246,11 +244,56 @@ for name, a, b in zip(("x", "the weight", "the bias"), mine, theirs, strict=True
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 5: a Vision Transformer learns through your code (2 points)
+# ## Task 5: a better scale (3 points)
 #
-# Nothing to write: this is what the work was for. First `tb.course.use` puts your two quantisers into the library, in
-# the place of its own, and `tb.ViT` trains on digits with them. Then your layer takes the place of every linear layer
-# of a network in full precision. Both would get one digit in ten right by guessing.
+# Who says that $\beta t$ is the best that the codes $t$ can do? For the row of task 1 the squared error
+# $\sum_i (w_i - \beta t_i)^2$ is $0.16 + 0.01 + 0.01 + 0.01 = 0.19$ with $\beta = 0.5$. With another scale for the same
+# codes it is less than 0.14.
+#
+# **Find the method.** Write `best_scale`: for a matrix `w` (out, in) and its codes, the scale of each row, (out, 1),
+# whose squared error is the smallest. A row whose codes are all 0 has the scale 0.
+
+
+# %% nbgrader={"grade_id": "ps3-5", "solution": true}
+def best_scale(w, codes):
+    ### BEGIN SOLUTION
+    # the derivative by the scale is 0 where the sum of t (w - s t) is
+    return (w * codes).sum(axis=-1, keepdims=True) / np.maximum((codes * codes).sum(axis=-1, keepdims=True), 1)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps3-5-checks", "grade": true, "points": 3}
+tb.course.score("ps3.5", best_scale)
+
+# %% [markdown]
+# ## Task 6: a row that is lost (3 points)
+#
+# Networks of this kind sometimes have a row in which nearly all weights get the code 0: what they had learnt is gone.
+#
+# **Find the method.** Write `lost_row`: a row (n,) of weights, none of them 0, of which `ternary_codes` leaves a single
+# one other than 0, for any n from 2 up. Without that one, the others would all keep a code other than 0. What does
+# that say about the mean as a scale?
+
+
+# %% nbgrader={"grade_id": "ps3-6", "solution": true}
+def lost_row(n):
+    ### BEGIN SOLUTION
+    # One outlier lifts the mean above twice the size of all the others.
+    row = np.ones(n)
+    row[0] = 2 * n + 2
+    return row
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps3-6-checks", "grade": true, "points": 3}
+tb.course.score("ps3.6", lost_row)
+
+# %% [markdown]
+# ## Task 7: a Vision Transformer learns through your code (2 points)
+#
+# Nothing to write: this is what the work was for. First `tb.course.use` puts your quantisers, those that pass their
+# checks, into the library, in the place of its own, and `tb.ViT` trains on digits with them. Then your layer takes the
+# place of every linear layer of a network in full precision. Both would get one digit in ten right by guessing.
 
 # %%
 digits = tb.data.load_digits()
@@ -271,23 +314,25 @@ def put_in(network, layer):
     return network
 
 
-# %% nbgrader={"grade_id": "ps3-5-quantisers", "grade": true, "points": 1}
-with tb.course.use(ternary=Ternary, absmax=Absmax):
+# %% nbgrader={"grade_id": "ps3-7-vit", "grade": true, "points": 2}
+names = {"ps3.2": "ternary", "ps3.3": "absmax", "ps3.4": "BitLinear"}
+yours = {names[task]: operation for task, operation in tb.course.own(globals(), *names).items()}
+assert yours, "no operation of yours passes its checks yet"
+with tb.course.use(**{name: operation for name, operation in yours.items() if name != "BitLinear"}):
     model = tb.ViT(bits=1.58, **size, epochs=8, augment=None, workers=1, random_state=0, verbose=0)
     model.fit(digits.X_train[:700], digits.y_train[:700])
 accuracy = model.score(digits.X_test, digits.y_test)
-print(f"with your quantisers: {accuracy:.1%} of the test images are right")
+print(f"with your {', '.join(yours)}: {accuracy:.1%} of the test images are right")
 assert accuracy > 0.4, "the network did not learn"
-
-# %% nbgrader={"grade_id": "ps3-5-layer", "grade": true, "points": 1}
-network = put_in(tb.models.VisionTransformer(8, 2, 1, 10, **size, rng=np.random.default_rng(1)), YourLinear)
-trainer = tb.train.Trainer(network, tb.optim.AdamW(network.parameters(), lr=3e-3), workers=1)
-images, order = digits.X_train.astype("float32") / 16, np.random.default_rng(2)
-for _ in range(80):
-    batch = order.integers(0, len(images), 64)
-    loss = trainer.step(images[batch], digits.y_train[batch])
-print(f"with your layer: the loss is {loss:.2f}, guessing has 2.30")
-assert loss < 1.8, "the network did not learn"
+if "BitLinear" in yours:
+    network = put_in(tb.models.VisionTransformer(8, 2, 1, 10, **size, rng=np.random.default_rng(1)), YourLinear)
+    trainer = tb.train.Trainer(network, tb.optim.AdamW(network.parameters(), lr=3e-3), workers=1)
+    images, order = digits.X_train.astype("float32") / 255, np.random.default_rng(2)
+    for _ in range(80):
+        batch = order.integers(0, len(images), 64)
+        loss = trainer.step(images[batch], digits.y_train[batch])
+    print(f"with your layer: the loss is {loss:.2f}, guessing has 2.30")
+    assert loss < 1.8, "the network with your layer did not learn"
 
 # %% [markdown]
 # ## In your own words (4 points)

@@ -5,9 +5,10 @@
 # save the bits for real: you pack weights into bytes, count every byte, multiply without multiplying, and put your
 # bytes into a Vision Transformer. You need tutorial 07.
 #
-# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.check(...)` below it
-# tells you at once what is right, and shows the first input for which something is not. The cells after it are graded;
-# leave them as they are. Each task needs only those before it. Hand in this notebook.
+# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.score(...)` below it
+# checks it at once, shows an input for which something is wrong, and gives a point for each check that passes. Where
+# another cell follows, it gives the last point, for inputs that you do not see. Leave these cells as they are. A
+# mistake costs its own task and no other. Two tasks have no recipe: **find the method**. Hand in this notebook.
 
 # %%
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 import tinybitvit as tb
 
 # %% [markdown]
-# ## Task 1: four weights in a byte (5 points)
+# ## Task 1: four weights in a byte (4 points)
 #
 # A ternary code -1, 0 or +1 becomes a digit: $d = t + 1$, so 0, 1 or 2. A digit needs two bits, and a byte has eight:
 #
@@ -39,15 +40,13 @@ def pack_2bit(codes):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps4.1", pack_2bit)
+# %% nbgrader={"grade_id": "ps4-1-checks", "grade": true, "points": 3}
+tb.course.score("ps4.1", pack_2bit)
 
-# %% nbgrader={"grade_id": "ps4-1-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps4-1-more", "grade": true, "points": 1}
 packed = pack_2bit(np.array([[1, 0, -1, -1]]))
 assert packed.dtype == "uint8", f"bytes are uint8, not {packed.dtype}"
 assert np.array_equal(packed, [[6]]), f"it gives {packed}"
-
-# %% nbgrader={"grade_id": "ps4-1-more", "grade": true, "points": 3}
 packed = pack_2bit(np.array([[1, -1, -1, -1, 1]]))
 assert np.array_equal(packed, [[2, 86]]), f"it gives {packed}"
 ### BEGIN HIDDEN TESTS
@@ -76,14 +75,12 @@ def unpack_2bit(packed, width):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps4.2", unpack_2bit)
+# %% nbgrader={"grade_id": "ps4-2-checks", "grade": true, "points": 3}
+tb.course.score("ps4.2", unpack_2bit)
 
-# %% nbgrader={"grade_id": "ps4-2-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps4-2-more", "grade": true, "points": 1}
 codes = unpack_2bit(np.array([[6]], "uint8"), 4)
 assert np.array_equal(codes, [[1, 0, -1, -1]]), f"it gives {codes}"
-
-# %% nbgrader={"grade_id": "ps4-2-more", "grade": true, "points": 2}
 codes = unpack_2bit(np.array([[2, 86]], "uint8"), 5)
 assert codes.shape == (1, 5), "the filling is dropped"
 ### BEGIN HIDDEN TESTS
@@ -113,13 +110,11 @@ def effective_bits(out, width, weights_per_byte):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps4.3", effective_bits)
+# %% nbgrader={"grade_id": "ps4-3-checks", "grade": true, "points": 2}
+tb.course.score("ps4.3", effective_bits)
 
-# %% nbgrader={"grade_id": "ps4-3-example", "grade": true, "points": 1}
+# %% nbgrader={"grade_id": "ps4-3-more", "grade": true, "points": 1}
 assert np.isclose(effective_bits(3, 5, 4), 9.6), f"it gives {effective_bits(3, 5, 4)}"
-
-# %% nbgrader={"grade_id": "ps4-3-more", "grade": true, "points": 2}
 assert np.isclose(effective_bits(192, 192, 5), 1.7917, atol=1e-4), "five weights a byte, base 3"
 ### BEGIN HIDDEN TESTS
 for out, width, layout, per_byte in ((7, 30, "1bit", 8), (64, 100, "base3", 5), (10, 16, "2bit", 4)):
@@ -128,7 +123,7 @@ for out, width, layout, per_byte in ((7, 30, "1bit", 8), (64, 100, "base3", 5), 
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 4: multiply without multiplying (5 points)
+# ## Task 4: multiply without multiplying (4 points)
 #
 # If weights and inputs are both signs, a dot product only counts: where two signs are equal their product is +1, else
 # -1. For
@@ -154,14 +149,12 @@ def sign_dot(x, w):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps4.4", sign_dot)
+# %% nbgrader={"grade_id": "ps4-4-checks", "grade": true, "points": 3}
+tb.course.score("ps4.4", sign_dot)
 
-# %% nbgrader={"grade_id": "ps4-4-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps4-4-more", "grade": true, "points": 1}
 y = sign_dot(np.array([[1, 1, -1, -1, 1]]), np.array([[1, -1, -1, 1, 1]]))
 assert np.array_equal(y, [[1]]), f"it gives {y}"
-
-# %% nbgrader={"grade_id": "ps4-4-more", "grade": true, "points": 3}
 assert sign_dot(np.ones((2, 9)), np.ones((3, 9))).shape == (2, 3), "every row with every row"
 ### BEGIN HIDDEN TESTS
 for width in (1, 8, 9, 100, 2000):
@@ -171,11 +164,65 @@ for width in (1, 8, 9, 100, 2000):
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 5: your bytes in a Vision Transformer (4 points)
+# ## Task 5: tighter (3 points)
+#
+# Two bits have four values, and a weight needs three. A byte has 256, and that is more than $3^5$.
+#
+# **Find the method.** Write `pack_tight` and `unpack_tight`, with the arguments of tasks 1 and 2, for which a row of K
+# codes takes $\lceil K / 5 \rceil$ bytes. What a byte means is up to you: what counts is that the codes come back, and
+# that no byte is wasted.
+
+
+# %% nbgrader={"grade_id": "ps4-5-pack", "solution": true}
+def pack_tight(codes):
+    ### BEGIN SOLUTION
+    out, width = codes.shape
+    digits = np.ones((out, -(-width // 5) * 5), "uint8")
+    digits[:, :width] = codes + 1
+    return (digits.reshape(out, -1, 5) * 3 ** np.arange(5)).sum(axis=-1).astype("uint8")
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps4-5-unpack", "solution": true}
+def unpack_tight(packed, width):
+    ### BEGIN SOLUTION
+    digits = packed[:, :, None] // 3 ** np.arange(5) % 3
+    return (digits.reshape(len(packed), -1)[:, :width] - 1).astype("int8")
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps4-5-checks", "grade": true, "points": 3}
+tb.course.score("ps4.5", (pack_tight, unpack_tight))
+
+# %% [markdown]
+# ## Task 6: when the counter is full (3 points)
+#
+# A chip that adds signs has a counter of a few bits, and a counter that is full starts again at the other end: 127 + 1
+# is -128 with 8 bits. Somebody says: "8 bits suffice, for a dot product of signs is small nearly always."
+#
+# **Find the method.** Write `shortest_overflow`: two rows of signs `x` and `w`, as short as possible, whose dot product
+# a signed counter of `bits` bits gets wrong. Return both, (K,) each.
+
+
+# %% nbgrader={"grade_id": "ps4-6", "solution": true}
+def shortest_overflow(bits):
+    ### BEGIN SOLUTION
+    # -2^(bits - 1) still fits, the same number with a plus does not.
+    x = np.ones(2 ** (bits - 1))
+    return x, x
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps4-6-checks", "grade": true, "points": 3}
+tb.course.score("ps4.6", shortest_overflow)
+
+# %% [markdown]
+# ## Task 7: your bytes in a Vision Transformer (2 points)
 #
 # Nothing to write: this is what the work was for. A ternary Vision Transformer is trained and packed. Then the bytes of
 # every packed layer are thrown away, and yours take their place. The library computes with them: the answers must be
-# the same, bit for bit. And it must be able to read its own bytes with your `unpack_2bit`.
+# the same, bit for bit. And it must be able to read its own bytes with your `unpack_2bit`. (Where one of the two does
+# not pass its checks, the library's is taken.)
 
 # %%
 digits = tb.data.load_digits()
@@ -190,21 +237,21 @@ def low_bit_layers(model):
     return {name: layer for name, layer in model.model_.named_modules() if isinstance(layer, kinds)}
 
 
-# %% nbgrader={"grade_id": "ps4-5-pack", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps4-7-vit", "grade": true, "points": 2}
+assert tb.course.own(globals(), "ps4.1", "ps4.2"), "neither packing nor unpacking passes its checks yet"
+pack, unpack = (tb.course.settled(task, globals()) for task in ("ps4.1", "ps4.2"))
 packed = model.pack("2bit")
 before = packed.decision_function(digits.X_test)
 saved = 0
 for name, layer in low_bit_layers(packed).items():
     codes, scale = low_bit_layers(model)[name].codes()
     layer.packed[...] = 0
-    layer.packed = pack_2bit(codes)
+    layer.packed = pack(codes)
     saved += 4 * codes.size - layer.packed.nbytes
 print(f"{saved:,} bytes saved")
 assert np.array_equal(packed.decision_function(digits.X_test), before), "the packed network gives other answers"
-
-# %% nbgrader={"grade_id": "ps4-5-unpack", "grade": true, "points": 2}
 for name, layer in low_bit_layers(model.pack("2bit")).items():
-    assert np.array_equal(unpack_2bit(layer.packed, layer.in_features), low_bit_layers(model)[name].codes()[0]), name
+    assert np.array_equal(unpack(layer.packed, layer.in_features), low_bit_layers(model)[name].codes()[0]), name
 
 # %% [markdown]
 # ## In your own words (4 points)

@@ -5,9 +5,10 @@
 # measures, the schedule, the training loop, and a look inside. Then you use them to compare 32, 1.58 and 1 bit, and
 # say what your figures show and what they do not. You need tutorials 04, 08 and 09.
 #
-# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.check(...)` below it
-# tells you at once what is right, and shows the first input for which something is not. The cells after it are graded;
-# leave them as they are. Each task needs only those before it. Hand in this notebook.
+# **How it works.** Replace each `raise NotImplementedError()` by your answer. The line `tb.course.score(...)` below it
+# checks it at once, shows an input for which something is wrong, and gives a point for each check that passes. Where
+# another cell follows, it gives the last point, for inputs that you do not see. Leave these cells as they are. A
+# mistake costs its own task and no other. Two tasks have no recipe: **find the method**. Hand in this notebook.
 
 # %%
 import math
@@ -37,14 +38,12 @@ def confusion_matrix(truth, answers, classes):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps5.1", confusion_matrix)
+# %% nbgrader={"grade_id": "ps5-1-checks", "grade": true, "points": 2}
+tb.course.score("ps5.1", confusion_matrix)
 
-# %% nbgrader={"grade_id": "ps5-1-example", "grade": true, "points": 1}
+# %% nbgrader={"grade_id": "ps5-1-more", "grade": true, "points": 1}
 matrix = confusion_matrix(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 1, 2, 0]), 3)
 assert np.array_equal(matrix, [[1, 1, 0], [0, 2, 0], [1, 0, 1]]), f"it gives {matrix}"
-
-# %% nbgrader={"grade_id": "ps5-1-more", "grade": true, "points": 2}
 matrix = confusion_matrix(np.array([3, 3, 3]), np.array([0, 0, 0]), 5)
 assert matrix.shape == (5, 5), "classes that do not occur have a row and a column too"
 ### BEGIN HIDDEN TESTS
@@ -81,14 +80,12 @@ def macro_scores(matrix):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps5.2", macro_scores)
+# %% nbgrader={"grade_id": "ps5-2-checks", "grade": true, "points": 3}
+tb.course.score("ps5.2", macro_scores)
 
-# %% nbgrader={"grade_id": "ps5-2-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps5-2-more", "grade": true, "points": 1}
 scores = macro_scores(np.array([[1, 1, 0], [0, 2, 0], [1, 0, 1]]))
 assert np.allclose(scores, [4 / 6, 0.7222, 0.6667, 0.6556], atol=1e-4), f"it gives {scores}"
-
-# %% nbgrader={"grade_id": "ps5-2-more", "grade": true, "points": 2}
 scores = macro_scores(np.array([[3, 0], [1, 0]]))
 assert np.allclose(scores, [0.75, 0.375, 0.5, 0.428571]), f"class 1 is never called; it gives {scores}"
 ### BEGIN HIDDEN TESTS
@@ -128,14 +125,12 @@ def learning_rate(step, steps, warmup, peak):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps5.3", learning_rate)
+# %% nbgrader={"grade_id": "ps5-3-checks", "grade": true, "points": 2}
+tb.course.score("ps5.3", learning_rate)
 
-# %% nbgrader={"grade_id": "ps5-3-example", "grade": true, "points": 1}
+# %% nbgrader={"grade_id": "ps5-3-more", "grade": true, "points": 1}
 rates = [learning_rate(step, 6, 2, 0.8) for step in range(6)]
 assert np.allclose(rates, [0.4, 0.8, 0.8, 0.6828, 0.4, 0.1172], atol=1e-4), f"it gives {rates}"
-
-# %% nbgrader={"grade_id": "ps5-3-more", "grade": true, "points": 2}
 assert learning_rate(0, 10, 0, 1.0) == 1, "without a warm-up it starts at the peak"
 ### BEGIN HIDDEN TESTS
 optimizer = tb.optim.SGD([tb.Tensor(np.zeros(1), requires_grad=True)], lr=0.3)
@@ -145,7 +140,7 @@ for step in range(50):
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 4: the loop (6 points)
+# ## Task 4: the loop (5 points)
 #
 # Five lines that every deep-learning program has, in this order:
 #
@@ -161,7 +156,12 @@ for step in range(50):
 # Write `train`. Each epoch starts with `rng.permutation(len(images))`, drawn once, and takes the images in this order,
 # `batch_size` at a time; the last batch may be smaller. The rate is that of task 3, with the steps counted through all
 # epochs: 10 images, batches of 4 and 2 epochs are 6 steps, numbered 0 to 5. Return the list of losses
-# (`loss.item()`), one for each step.
+# (`loss.item()`), one for each step. `rate` is your `learning_rate`, or the library's where yours does not pass its
+# checks.
+
+
+# %%
+rate = tb.course.settled("ps5.3", globals())
 
 
 # %% nbgrader={"grade_id": "ps5-4", "solution": true}
@@ -174,7 +174,7 @@ def train(model, optimizer, images, labels, *, epochs, batch_size, warmup, peak,
         for start in range(0, len(images), batch_size):
             rows = order[start : start + batch_size]
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(len(losses), steps, warmup, peak)
+                group["lr"] = rate(len(losses), steps, warmup, peak)
             loss = tb.functional.cross_entropy(model(images[rows]), labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -184,17 +184,15 @@ def train(model, optimizer, images, labels, *, epochs, batch_size, warmup, peak,
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps5.4", train)
+# %% nbgrader={"grade_id": "ps5-4-checks", "grade": true, "points": 4}
+tb.course.score("ps5.4", train)
 
-# %% nbgrader={"grade_id": "ps5-4-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps5-4-more", "grade": true, "points": 1}
 options = {"epochs": 2, "batch_size": 4, "warmup": 2, "peak": 0.5}
 line = tb.nn.Linear(2, 3, rng=np.random.default_rng(0))
 points, colours = np.random.default_rng(1).normal(0, 1, (10, 2)).astype("float32"), np.arange(10) % 3
 losses = train(line, tb.optim.SGD(line.parameters(), lr=1), points, colours, **options, rng=np.random.default_rng(2))
 assert len(losses) == 6, f"2 epochs of 3 batches are 6 steps, not {len(losses)}"
-
-# %% nbgrader={"grade_id": "ps5-4-more", "grade": true, "points": 4}
 assert all(isinstance(loss, float) for loss in losses), "a list of Python numbers: loss.item()"
 ### BEGIN HIDDEN TESTS
 random, start = np.random.default_rng(2), np.random.default_rng(0)
@@ -239,14 +237,12 @@ def rollout(maps):
     ### END SOLUTION
 
 
-# %%
-tb.course.check("ps5.5", rollout)
+# %% nbgrader={"grade_id": "ps5-5-checks", "grade": true, "points": 3}
+tb.course.score("ps5.5", rollout)
 
-# %% nbgrader={"grade_id": "ps5-5-example", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps5-5-more", "grade": true, "points": 1}
 flow = rollout([np.array([[[[0.0, 1.0], [0.0, 1.0]]]])])
 assert np.allclose(flow, [[[0.5, 0.5], [0, 1]]]), f"it gives {flow}"
-
-# %% nbgrader={"grade_id": "ps5-5-more", "grade": true, "points": 2}
 assert rollout([np.full((2, 3, 4, 4), 0.25)] * 2).shape == (2, 4, 4), "the shape"
 ### BEGIN HIDDEN TESTS
 raw = np.random.default_rng(5).random((3, 2, 4, 5, 5))
@@ -256,18 +252,67 @@ assert np.allclose(rollout(list(shares)), expected), "three layers, in the right
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ## Task 6: the experiment (2 points)
+# ## Task 6: when accuracy lies (3 points)
+#
+# "Our network is right in more than 90 % of all cases." It may have learnt nothing at all.
+#
+# **Find the method.** Write `misleading`: a confusion matrix (classes, classes) of whole numbers in which every class
+# occurs, the accuracy is at least 90 %, and the mean recall is no better than guessing's, 1 / classes.
+
+
+# %% nbgrader={"grade_id": "ps5-6", "solution": true}
+def misleading(classes):
+    ### BEGIN SOLUTION
+    # All is called class 0, and nearly all is.
+    matrix = np.zeros((classes, classes), dtype=int)
+    matrix[:, 0] = 1
+    matrix[0, 0] = 10 * classes
+    return matrix
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps5-6-checks", "grade": true, "points": 3}
+tb.course.score("ps5.6", misleading)
+
+# %% [markdown]
+# ## Task 7: luck or better? (4 points)
+#
+# Two networks answer the same test images. `a` and `b` say for each image whether the first and the second was right.
+# Of 450 images one has 430, the other 436. Is it better, or was it lucky? Suppose that both are equally good: then it
+# is a matter of chance which of the two is right where only one is. How likely is a difference of 6 or more, in either
+# direction?
+#
+# **Find the method.** Write `chance`, which returns this probability, to within 0.05. You may compute it, or try it out
+# thousands of times with random numbers. Think first about which images say anything.
+
+
+# %% nbgrader={"grade_id": "ps5-7", "solution": true}
+def chance(a, b):
+    ### BEGIN SOLUTION
+    # Only images on which they differ tell anything, and there each is a coin: an exact sign test.
+    first, second = int((a & ~b).sum()), int((b & ~a).sum())
+    n, fewer = first + second, min(first, second)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "ps5-7-checks", "grade": true, "points": 4}
+tb.course.score("ps5.7", chance)
+
+# %% [markdown]
+# ## Task 8: the experiment (2 points)
 #
 # Nothing to write: this is what the work was for. Your loop trains three Vision Transformers that differ in their bits
-# alone, your measures judge them, and your rollout looks inside. (The matrices are small, and one thread is quickest.)
+# alone, your measures judge them, and your rollout looks inside. (The matrices are small, and one thread is quickest.
+# Where a part of yours does not pass its checks, the library's is taken.)
 
 # %%
 digits = tb.data.load_digits()
-as_floats = {"train": digits.X_train[:900].astype("float32") / 16, "test": digits.X_test.astype("float32") / 16}
+as_floats = {"train": digits.X_train[:900].astype("float32") / 255, "test": digits.X_test.astype("float32") / 255}
 answers, flows = {}, {}
 
 
-def experiment(bits):
+def experiment(bits, train, rollout):
     network = tb.models.VisionTransformer(8, 2, 1, 10, 32, 1, 4, bits=bits, rng=np.random.default_rng(0))
     optimizer = tb.optim.AdamW(network.parameters())
     schedule = {"epochs": 6, "batch_size": 64, "warmup": 9, "peak": 4e-3}
@@ -277,12 +322,15 @@ def experiment(bits):
     flows[bits] = rollout(tb.viz.attention(network, as_floats["test"][:8]).maps)
 
 
-# %% nbgrader={"grade_id": "ps5-6-experiment", "grade": true, "points": 2}
+# %% nbgrader={"grade_id": "ps5-8-experiment", "grade": true, "points": 2}
+parts = "ps5.1", "ps5.2", "ps5.4", "ps5.5"
+assert tb.course.own(globals(), *parts), "no part of it passes its checks yet"
+count, judge, fit, look = (tb.course.settled(part, globals()) for part in parts)
 print("bits  accuracy  precision  recall     F1")
 for bits in (32, 1.58, 1):
     with tb.train.single_threaded_blas():
-        experiment(bits)
-    found = macro_scores(confusion_matrix(digits.y_test, answers[bits], 10))
+        experiment(bits, fit, look)
+    found = judge(count(digits.y_test, answers[bits], 10))
     print(f"{bits:4}  {found[0]:8.1%}  {found[1]:9.1%}  {found[2]:6.1%}  {found[3]:5.1%}")
     assert (answers[bits] == digits.y_test).mean() > 0.3, f"the network of {bits} bits did not learn"
     assert np.allclose(flows[bits].sum(axis=-1), 1), "the shares of each token add up to 1"

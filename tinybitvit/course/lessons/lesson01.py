@@ -55,8 +55,8 @@ walk = Task("1.2", "backward", part="the walk of gradients", hook="walk")
 
 @walk.check(
     "d = a b + a, g = 1",
-    "each value hands on value.rule(value.grad): one part for each of its parents, in their order",
     "a value that is used twice gets two parts: add a part to parent.grad, do not replace it",
+    "each value hands on value.rule(value.grad): one part for each of its parents, in their order",
     "for parent, part in zip(value.parents, value.rule(value.grad)): parent.grad = parent.grad + part",
 )
 def walk_example(answer):
@@ -150,7 +150,7 @@ def random(*shapes, seed=0):
 
 @matrices.check(
     "two matrices",
-    "which shape must dL/da have? There is one way to multiply g and b to it",
+    "which shape must dL/db have? There is one way to multiply g and a to it",
     "a is (m, k), b is (k, n), g is (m, n): dL/da is (m, k), so the n of g and of b must meet",
     "g @ b.T for a, a.T @ g for b",
 )

@@ -1,0 +1,86 @@
+"""What a fitted tb.ViT answers, and what computes the answers: NumPy, or onnxruntime."""
+
+import copy
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from ..backend import plain
+from ..io.onnx_session import OnnxTrainer, check_onnxruntime, onnx_session
+from ..models import VisionTransformer
+from ..ops.norm import softmax_array
+from ..train import Trainer
+from .inputs import ImageClassifier, check_options, one_of
+
+ENGINES = ("numpy", "onnxruntime")
+
+
+def check_engine(engine: Any) -> None:
+    """ValueError where there is no such engine, ImportError where its packages are missing."""
+    check_options({"engine": engine}, {"engine": one_of(*ENGINES)})
+    if engine == "onnxruntime":
+        check_onnxruntime()
+
+
+class Answers(ImageClassifier):
+    """A classifier that can be asked. engine_: what computes `predict` and its kin, 'numpy' or 'onnxruntime'.
+
+    Training, attention maps and all else that looks into the network use NumPy with either.
+    """
+
+    engine_ = "numpy"
+    _session: Any = None  # of onnxruntime, with the weights of `model_`; made when it is first needed
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits (n, classes); for two classes their difference (n,), positive for the second."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (n, classes), in the order of `classes_`."""
+        return softmax_array(np, self._logits(X).astype(np.float64))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label for each image (n,)."""
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = self._shaped(X)
+        return self._answerer().predict(X, transform=self.normalize_.preparation(X))
+
+    def _answerer(self) -> Trainer:
+        if self.engine_ == "numpy":
+            return Trainer(self.model_, workers=plain(self.workers))
+        if self._session is None:
+            self._session = onnx_session(self.model_)
+        return OnnxTrainer(self.model_, self._session, workers=plain(self.workers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_session": None}  # a copy makes its own
+
+    def pack(self, layout: str | None = None, engine: str = "numpy") -> Any:
+        """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`).
+
+        engine: what computes its answers. With 'onnxruntime', which needs `pip install "tinybitvit[onnx]"` and uses the
+        CPU, a model that has nothing to pack, of 32 bits or packed already, is taken as it is.
+        """
+        check_is_fitted(self)
+        check_engine(engine)
+        config = self.model_.config
+        if engine == "numpy" or (config["bits"] != 32 and not config["layout"]):
+            network = self.model_.pack(layout)
+        else:
+            network = copy.deepcopy(self.model_)
+        packed = self.with_network(network, self._rng)
+        packed.engine_ = engine
+        return packed
+
+    def with_network(self, network: VisionTransformer, rng: np.random.Generator, **params: Any) -> Any:
+        """A copy with another network for the same images and classes, and with other parameters."""
+        other = copy.copy(self).set_params(**params)
+        other.model_, other._optimizer, other._rng = network, None, rng
+        network.preprocessing, other.history_ = self.model_.preprocessing, copy.deepcopy(self.history_)
+        return other
