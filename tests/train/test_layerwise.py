@@ -188,6 +188,29 @@ def test_the_same_seed_gives_the_same_codes(digits):
     assert not np.array_equal(a.decision_function(held_out), c.decision_function(held_out))
 
 
+def test_a_rounding_goes_on_from_its_last_block(digits, tmp_path, monkeypatch):
+    teacher, X, held_out = digits
+    options = {"images": 64, "random_state": 3}
+    whole = tb.quantize(teacher, X, 1, **options, verbose=0)
+
+    def cut(line, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.print", cut)
+        with pytest.raises(KeyboardInterrupt):
+            tb.quantize(teacher, X, 1, **options, checkpoint=tmp_path / "c")
+    lines = []
+    monkeypatch.setattr("builtins.print", lambda line, **options: lines.append(line))
+    again = tb.quantize(teacher, X, 1, **options, checkpoint=tmp_path / "c", resume=True)
+    assert [line[:9] for line in lines] == ["block 2/2"]
+    assert np.array_equal(again.decision_function(held_out), whole.decision_function(held_out))
+    with pytest.raises(tb.io.CheckpointError, match=r"bits was 1 and is now 1\.58"):
+        tb.quantize(teacher, X, 1.58, **options, checkpoint=tmp_path / "c", resume=True)
+    with pytest.raises(ValueError, match="give their folder as checkpoint"):
+        tb.quantize(teacher, X, 1, resume=True)
+
+
 @pytest.mark.parametrize("details", [{"sub_norm": True}, {"layer_scale": 0.3}, {"scale": "absmedian"}])
 def test_every_kind_of_block_can_be_rounded(details, rng):
     """With SubLN the student has norms that the teacher lacks; without LayerScale the branches write as they are."""

@@ -52,6 +52,7 @@ def add_model_commands(commands) -> None:
     )
     p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
     p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
+    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
     p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the packed model")
 
     p = add_with_model(export, "write a model for other programs")
@@ -134,14 +135,18 @@ def quantize(args: argparse.Namespace) -> int:
 
     from ..files import printable
     from ..study import load_data, measure, open_folder
+    from ..train import delete_checkpoints
     from ..train.meter import say
 
     out, model = output(args), tb.load(args.model)
     data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
     open_folder(out.parent)
     say(printable(data))
-    rounded = tb.quantize(model, data.X_train, args.bits, args.images, random_state=args.seed)
+    checkpoints = out.with_suffix(".checkpoints")
+    options = {"random_state": args.seed, "checkpoint": checkpoints, "resume": args.resume}
+    rounded = tb.quantize(model, data.X_train, args.bits, args.images, **options)
     rounded.save(out, packed=True)
+    delete_checkpoints(checkpoints)
     found = measure(rounded, data, rounded.predict(data.X_test))
     say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
     say(written(out))

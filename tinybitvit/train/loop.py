@@ -137,6 +137,11 @@ class Run:
         self.trainer.rng.bit_generator.state = self.rng  # after the loader's draw: often it is the same generator
         return islice(batches, self.done, None)
 
+    @property
+    def updates(self) -> int:
+        """How many the optimiser has made."""
+        return self.trainer.optimizer.steps
+
     def count(self, **sums: float) -> None:
         """One more update is made."""
         for name, value in sums.items():

@@ -76,7 +76,7 @@ class Checkpoints:
             raise OSError(error.errno, reason) from error
 
     def restore(self, run: Any) -> None:
-        """Bring a `loop.Run` to where its newest checkpoint was made, if there is one."""
+        """Bring a `loop.Run`, or a rounding, to where its newest checkpoint was made, if there is one."""
         if self.saved is None:
             return
         try:
@@ -93,11 +93,14 @@ class Checkpoints:
             self.save(run)
 
     def save(self, run: Any) -> None:
-        """Write a checkpoint. A fault of the disk costs one printed line, not the training; the last ones stay."""
+        """Write a checkpoint, numbered by `run.updates`.
+
+        A fault of the disk costs one printed line, not the training; the last ones stay.
+        """
         if self.group is not None and self.group.rank:
             return
         arrays, info = run.state()
-        path = self.folder / f"checkpoint-{info['optimizer']['steps']:09}.safetensors"
+        path = self.folder / f"checkpoint-{run.updates:09}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_safetensors(path, arrays, {"run": self.run, "notes": self.notes, **info})

@@ -90,45 +90,64 @@ class LayerByLayer:
     x (N, H, W, C): normalised images. Each layer is fitted to the inputs that it will get, those of the student so far,
     and to the outputs of the teacher; proj and fc2, which write to the tokens, to what makes the tokens the teacher's
     again, so that the errors of earlier layers are made good, not handed on. `costs` collects what every layer lost.
+    checkpoints: a `Checkpoints`, which saves the student after every block and from whose newest the rounding goes on.
     """
 
-    def __init__(self, student, teacher, x, metrics, rng, damping=(0.003, 0.05)):
+    def __init__(self, student, teacher, x, metrics, rng, damping=(0.003, 0.05), checkpoints=None):
         self.student, self.teacher, self.rng, self.damping = student, teacher, rng, damping
-        self.metrics, self.costs = iter(metrics), []
+        self.metrics, self.costs, self.checkpoints = metrics, [], checkpoints
+        if checkpoints is not None:
+            checkpoints.restore(self)
         device = device_of(teacher)
         chunks = [F.as_tensor(x[start : start + CHUNK]).to(device) for start in range(0, len(x), CHUNK)]
-        with no_grad():
-            self.theirs = [teacher.tokens(chunk) for chunk in chunks]
-            self.mine = [student.tokens(chunk) for chunk in chunks]
+        with no_grad(), student.evaluating(), teacher.evaluating():
+            self.theirs, self.mine = ([through(net, c, self.updates) for c in chunks] for net in (teacher, student))
+
+    @property
+    def updates(self):
+        """How many blocks are rounded."""
+        return len(self.costs) // 4
 
     def run(self, tell=lambda line: None):
-        """Round all blocks; tell(line) hears of every one."""
+        """Round the blocks that are left; tell(line) hears of every one."""
         with no_grad(), self.student.evaluating(), self.teacher.evaluating():
-            for k, (block, theirs) in enumerate(zip(self.student.blocks, self.teacher.blocks, strict=True)):
+            for block, theirs in list(zip(self.student.blocks, self.teacher.blocks, strict=True))[self.updates :]:
                 self._attention(block, theirs)
                 self._mlp(block, theirs)
+                if self.checkpoints is not None:
+                    self.checkpoints.save(self)
                 found = ", ".join(f"{cost:.3f}" for cost in self.costs[-4:])
-                tell(f"block {k + 1}/{len(self.student.blocks)}  lost in qkv, proj, fc1, fc2: {found}")
+                tell(f"block {self.updates}/{len(self.student.blocks)}  lost in qkv, proj, fc1, fc2: {found}")
+
+    def state(self):
+        """(arrays, metadata) from which `restore` goes on."""
+        arrays = {name: backend.to_numpy(a) for name, a in self.student.state_dict().items()}
+        return arrays, {"costs": self.costs, "rng": self.rng.bit_generator.state}
+
+    def restore(self, arrays, info):
+        """Go back to where `state` was asked."""
+        self.student.load_state_dict(arrays)
+        self.costs, self.rng.bit_generator.state = info["costs"], info["rng"]
 
     def _attention(self, block, theirs):
-        self._round(block.attn.qkv, block.norm1, (theirs.attn.qkv(theirs.norm1(h)) for h in self.theirs))
+        normed = [block.norm1(m) for m in self.mine]
+        self._round(block.attn.qkv, normed, (theirs.attn.qkv(theirs.norm1(h)) for h in self.theirs))
         self.theirs = [h + theirs.attention_branch(h) for h in self.theirs]
-
-        def heads(m):  # of the student, whose qkv is rounded by now
-            return F.multi_head_attention(block.attn.qkv(block.norm1(m)), block.attn.heads)
-
-        self._round(block.attn.proj, heads, self._missing(block.ls1))
-        self.mine = [m + block.attention_branch(m) for m in self.mine]
+        inputs = [F.multi_head_attention(block.attn.qkv(m), block.attn.heads) for m in normed]
+        self._write(block.attn.proj, inputs, block.ls1)
 
     def _mlp(self, block, theirs):
-        self._round(block.mlp.fc1, block.norm2, (theirs.mlp.fc1(theirs.norm2(h)) for h in self.theirs))
+        normed = [block.norm2(m) for m in self.mine]
+        self._round(block.mlp.fc1, normed, (theirs.mlp.fc1(theirs.norm2(h)) for h in self.theirs))
         self.theirs = [h + theirs.mlp_branch(h) for h in self.theirs]
+        self._write(block.mlp.fc2, [block.mlp.act(block.mlp.fc1(m)) for m in normed], block.ls2)
 
-        def active(m):
-            return block.mlp.act(block.mlp.fc1(block.norm2(m)))
-
-        self._round(block.mlp.fc2, active, self._missing(block.ls2))
-        self.mine = [m + block.mlp_branch(m) for m in self.mine]
+    def _write(self, layer, inputs, scale):
+        """Round a layer whose outputs, times a LayerScale (or None), are added to the tokens, and add them."""
+        self._round(layer, inputs, self._missing(scale))
+        for i, x in enumerate(inputs):
+            y = layer(x)
+            self.mine[i] = self.mine[i] + (y if scale is None else scale(y))
 
     def _missing(self, scale):
         """Chunk by chunk, what a layer before a LayerScale (or None) must give to make the tokens the teacher's."""
@@ -139,12 +158,19 @@ class LayerByLayer:
         return ((h - m) * factor for h, m in zip(self.theirs, self.mine, strict=True))
 
     def _round(self, layer, inputs, targets):
-        """inputs(m): what the layer gets from the student's tokens; targets: what it should give, chunk by chunk."""
+        """inputs, targets: what the layer gets from the student's tokens, and what it should give, chunk by chunk."""
         moments = Moments()
-        for m, target in zip(self.mine, targets, strict=True):
-            x = inputs(m)
+        for x, target in zip(inputs, targets, strict=True):
             moments.add(layer.quantize_input(x if layer.norm is None else layer.norm(x)), target)
-        self.costs.append(round_layer(layer, moments, next(self.metrics), self.damping, self.rng))
+        self.costs.append(round_layer(layer, moments, self.metrics[len(self.costs)], self.damping, self.rng))
+
+
+def through(network, x, blocks):
+    """The tokens of images x behind so many blocks."""
+    h = network.tokens(x)
+    for block in network.blocks[:blocks]:
+        h = block(h)
+    return h
 
 
 def round_layer(layer, moments, metric, damping, rng):
