@@ -57,7 +57,7 @@ print(apart)
 assert apart["1.58 bits, from scratch"] > 0.25
 
 # %% [markdown]
-# It is about as far from the original as the other seed is, although it began with the same `random_state`: the first
+# It is nearly as far from the original as the other seed is, although it began with the same `random_state`: the first
 # layers of the two networks are not of the same kind, so the same random numbers mean different networks. A paper that
 # compares maps of networks trained apart measures the seed, and needs several seeds of each to say more.
 #
