@@ -392,10 +392,10 @@ def test_killed_at_any_moment_a_command_leaves_old_or_new(name, folder, tmp_path
         if rng.random() < 0.5 and out != "out/results.json":
             (tmp_path / out).unlink(missing_ok=True)
         there = (tmp_path / out).exists()
-        process = start(*words, *(["--resume"] if name in ("study", "train") else []), folder=tmp_path)
+        process = start(*words, *(["--resume"] if name in ("study", "train", "quantize") else []), folder=tmp_path)
         time.sleep(seconds * rng.uniform(0.4, 1.0))
         process.kill()
         process.communicate()
         assert whole(tmp_path / out) if there or (tmp_path / out).exists() else True
-    assert ended(start(*words, *(["--resume"] if name in ("study", "train") else []), folder=tmp_path))[0] == 0
+    assert ended(start(*words, *(["--resume"] if name in ("study", "train", "quantize") else []), folder=tmp_path))[0] == 0
     assert whole(tmp_path / out)
