@@ -383,6 +383,7 @@ def test_killed_at_any_moment_a_command_leaves_old_or_new(name, folder, tmp_path
     for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     words, out = WRITES[name]
+    again = [*words, "--resume"] if name in ("study", "train", "quantize") else words
     began = time.monotonic()
     assert ended(start(*words, folder=tmp_path))[0] == 0
     seconds = time.monotonic() - began
@@ -392,10 +393,10 @@ def test_killed_at_any_moment_a_command_leaves_old_or_new(name, folder, tmp_path
         if rng.random() < 0.5 and out != "out/results.json":
             (tmp_path / out).unlink(missing_ok=True)
         there = (tmp_path / out).exists()
-        process = start(*words, *(["--resume"] if name in ("study", "train", "quantize") else []), folder=tmp_path)
+        process = start(*again, folder=tmp_path)
         time.sleep(seconds * rng.uniform(0.4, 1.0))
         process.kill()
         process.communicate()
         assert whole(tmp_path / out) if there or (tmp_path / out).exists() else True
-    assert ended(start(*words, *(["--resume"] if name in ("study", "train", "quantize") else []), folder=tmp_path))[0] == 0
+    assert ended(start(*again, folder=tmp_path))[0] == 0
     assert whole(tmp_path / out)
