@@ -316,7 +316,7 @@ def test_load_skips_tests_and_cells_that_fail(tmp_path, releases, capsys):
 
 
 def test_the_template_for_pytest(tmp_path, releases):
-    for template in (ASSIGNMENTS / "with_pytest").glob("*.py"):
+    for template in (ASSIGNMENTS / "classroom").glob("*.py"):
         (tmp_path / template.name).write_text(template.read_text())
     nbformat.write(solved(releases["ps3"], "ps3", {"ps3-2": SABOTAGE["ps3-2"]}), tmp_path / "ps3.ipynb")
 

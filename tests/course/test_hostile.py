@@ -450,7 +450,7 @@ def test_no_process_is_left_behind(course):
 
 def classroom(folder, submission):
     """(exit status, what pytest printed) in a repository that holds this ps3.py."""
-    for template in (Path(tb.__file__).parents[1] / "tutorials" / "assignments" / "with_pytest").glob("*.py"):
+    for template in (Path(tb.__file__).parents[1] / "tutorials" / "assignments" / "classroom").glob("*.py"):
         (folder / template.name).write_text(template.read_text())
     (folder / "ps3.py").write_text(submission)
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "ps3_1", "."]
@@ -486,7 +486,7 @@ def test_pytest_says_whether_the_answer_is_right(submission, status, tmp_path):
 def test_a_file_called_numpy_does_not_replace_it(tmp_path):
     (tmp_path / "tinybitvit.py").write_text("import os\nos._exit(0)\n")
     (tmp_path / "ps3.py").write_text("def ternary_codes(w):\n    return w, w\n")
-    for template in (Path(tb.__file__).parents[1] / "tutorials" / "assignments" / "with_pytest").glob("*.py"):
+    for template in (Path(tb.__file__).parents[1] / "tutorials" / "assignments" / "classroom").glob("*.py"):
         (tmp_path / template.name).write_text(template.read_text())
     environment = {**os.environ, "PYTHONPATH": str(Path(tb.__file__).parents[1])}
     words = [str(Path(sys.executable).with_name("pytest")), "-q", "-p", "no:cacheprovider", "-m", "ps3_1"]
