@@ -92,6 +92,16 @@ def test_real_cifar10(data_root):
     np.testing.assert_allclose(mean, [0.49139968, 0.48215841, 0.44653091], atol=1e-7)  # published values
 
 
+@pytest.mark.data("cifar-100-binary")
+def test_real_cifar100_has_the_kinds_of_its_files(data_root):
+    folder, cifar = data_root / "cifar-100-binary", data.load_cifar100(root=data_root)
+    names = (folder / "coarse_label_names.txt").read_text().replace("medium_mammals", "medium-sized_mammals").split()
+    records = np.frombuffer((folder / "test.bin").read_bytes(), np.uint8).reshape(-1, datasets.CIFAR100.record)
+    for kind, fine in np.unique(records[:, :2], axis=0):
+        assert cifar.groups[fine] == names[kind].replace("_", " ").replace("man made", "man-made")
+    assert len(set(cifar.groups)) == 20 and data.load_digits().groups == ()
+
+
 @pytest.mark.data("fashion-mnist")
 def test_real_fashion_mnist(data_root):
     fashion = data.load("fashion-mnist", root=data_root)

@@ -1,6 +1,7 @@
 """The study on a few images and for a few epochs: what it writes, and what is left when it is cut short."""
 
 import errno
+import html
 import json
 import os
 import re
@@ -57,6 +58,19 @@ def test_results_have_the_promised_form(done):
     for model in results["models"]:
         assert set(FORM) < set(model) and model["seconds"] > 0
         assert all(len(model["history"][key]) == 2 for key in ("loss", "accuracy", "val_loss", "lr", "seconds"))
+
+
+def test_the_report_says_what_is_taken_for_what(done):
+    folder, results = done
+    for entry, text in zip(results["summary"], report.mistakes(results), strict=True):
+        model = next(m for m in results["models"] if m["bits"] == entry["bits"])
+        wrong = np.array(model["confusion_matrix"]) * (1 - np.eye(len(results["classes"]), dtype=int))
+        counts = [int(n) for n in re.findall(r"\((\d+)\)", text)]
+        assert counts == sorted(wrong[wrong > 0], reverse=True)[:5]
+        a, b = re.search(r"bits?: (\S+) for (\S+) ", text).groups()
+        assert wrong[results["classes"].index(a), results["classes"].index(b)] == counts[0]
+        assert html.escape(text) in (folder / "report.html").read_text(encoding="utf-8")
+    assert results["groups"] == []
 
 
 def test_scores_are_those_of_the_confusion_matrix(done):

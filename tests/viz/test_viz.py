@@ -283,6 +283,16 @@ def test_plot_confusion():
         viz.plot_confusion(true, pred, names=["a", "b"])
 
 
+def test_classes_of_a_kind_stand_together():
+    matrix = np.arange(16).reshape(4, 4)
+    figure = viz.plot_confusion_matrices({"a": matrix}, ["ant", "cat", "bee", "dog"], groups=["insect", "pet"] * 2)
+    check(figure, 2)
+    ax = figure.axes[0]
+    np.testing.assert_array_equal(ax.images[0].get_array(), matrix[[0, 2, 1, 3]][:, [0, 2, 1, 3]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["insect", "pet"] and list(ax.get_yticks()) == [0.5, 2.5]
+    assert next(line.get_ydata()[0] for line in ax.lines) == 1.5
+
+
 @pytest.mark.parametrize("bits", [32, 4, 1.58, 1])
 def test_plot_weights(rng, bits):
     model = network(rng, bits=bits)

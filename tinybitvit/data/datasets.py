@@ -26,6 +26,7 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
     classes: tuple[str, ...]
     name: str
+    groups: tuple[str, ...] = ()  # what each class is a kind of, where the data set tells
 
     def named(self) -> "Dataset":
         """The same images with class names for labels: a model fitted on them answers with names."""
@@ -47,6 +48,7 @@ class Cifar(NamedTuple):
     files: dict[str, int]  # records by base name; the training files in order, then the test file
     label_bytes: int  # the last one counts: CIFAR-100 has coarse, then fine
     classes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
     @property
     def record(self) -> int:
@@ -74,6 +76,29 @@ FINE_LABELS = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bot
     snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
     tulip turtle wardrobe whale willow_tree wolf woman worm"""
 
+SUPERCLASSES = """aquatic mammals: beaver dolphin otter seal whale
+    fish: aquarium_fish flatfish ray shark trout
+    flowers: orchid poppy rose sunflower tulip
+    food containers: bottle bowl can cup plate
+    fruit and vegetables: apple mushroom orange pear sweet_pepper
+    household electrical devices: clock keyboard lamp telephone television
+    household furniture: bed chair couch table wardrobe
+    insects: bee beetle butterfly caterpillar cockroach
+    large carnivores: bear leopard lion tiger wolf
+    large man-made outdoor things: bridge castle house road skyscraper
+    large natural outdoor scenes: cloud forest mountain plain sea
+    large omnivores and herbivores: camel cattle chimpanzee elephant kangaroo
+    medium-sized mammals: fox porcupine possum raccoon skunk
+    non-insect invertebrates: crab lobster snail spider worm
+    people: baby boy girl man woman
+    reptiles: crocodile dinosaur lizard snake turtle
+    small mammals: hamster mouse rabbit shrew squirrel
+    trees: maple_tree oak_tree palm_tree pine_tree willow_tree
+    vehicles 1: bicycle bus motorcycle pickup_truck train
+    vehicles 2: lawn_mower rocket streetcar tank tractor"""
+_KINDS = [line.strip().split(": ") for line in SUPERCLASSES.splitlines()]
+KIND_OF = {name: kind for kind, names in _KINDS for name in names.split()}
+
 CIFAR100 = Cifar(
     name="cifar100",
     remote=Remote(
@@ -85,6 +110,7 @@ CIFAR100 = Cifar(
     files={"train.bin": 50_000, "test.bin": 10_000},
     label_bytes=2,
     classes=tuple(FINE_LABELS.split()),
+    groups=tuple(KIND_OF[name] for name in FINE_LABELS.split()),
 )
 
 FASHION_CLASSES = (
@@ -209,7 +235,7 @@ def _load_cifar(source: Cifar, root: Root, download: bool) -> Dataset:
         y[rows] = records[:, source.label_bytes - 1]
         _check_labels(y[rows], len(source.classes), path)
     split = ends[-2]
-    return Dataset(X[:split], y[:split], X[split:], y[split:], source.classes, source.name)
+    return Dataset(X[:split], y[:split], X[split:], y[split:], source.classes, source.name, source.groups)
 
 
 def _folder_members(folder: Path, source: Cifar) -> Iterator[tuple[Path, bytes]]:

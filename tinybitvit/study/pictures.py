@@ -66,17 +66,19 @@ def groups_of(results: report.Results) -> dict[str, list]:
     return {report.entry_name(entry, results): report.members(entry, results) for entry in results["summary"]}
 
 
-def confusion(models: Sequence[report.Results]) -> np.ndarray:
-    return np.sum([model["confusion_matrix"] for model in models], axis=0)
-
-
 def confusion_panels(results: report.Results) -> dict[str, bytes]:
     """A picture for each matrix, so that a phone shows them one below the other: name -> PNG."""
-    classes = list(map(printable, results["classes"]))
+    side = 0.28 * len(results["classes"]) + 1
     return {
-        name: png_bytes(viz.plot_confusion_matrices({name: confusion(models)}, classes, side=0.28 * len(classes) + 1))
-        for name, models in groups_of(results).items()
+        name: png_bytes(confusion_figure({name: models}, results, side)) for name, models in groups_of(results).items()
     }
+
+
+def confusion_figure(groups: dict[str, list], results: report.Results, side: float | None = None) -> Any:
+    """The confusion matrices of some groups of models. side: see `viz.plot_confusion_matrices`."""
+    matrices = {name: report.confusion(models) for name, models in groups.items()}
+    classes = list(map(printable, results["classes"]))
+    return viz.plot_confusion_matrices(matrices, classes, side=side, groups=results["groups"])
 
 
 def figures(results: report.Results, data: Dataset, models: dict[str, "tb.ViT"]) -> Iterator[tuple]:
@@ -129,11 +131,9 @@ def result_figures(results: report.Results) -> Iterator[tuple]:
         yield (
             "confusion.png",
             "Confusion matrices",
-            f"Test images{' of all seeds' * (len(results['seeds']) > 1)}: true classes down, predicted ones across.",
-            viz.plot_confusion_matrices(
-                {name: confusion(models) for name, models in groups.items()},
-                list(map(printable, results["classes"])),
-            ),
+            f"Test images{' of all seeds' * (len(results['seeds']) > 1)}: true classes down, predicted ones across."
+            + " Classes of a kind stand together; the axes name the kinds." * bool(results["groups"]),
+            confusion_figure(groups, results),
         )
 
 

@@ -4,10 +4,12 @@ import base64
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
+
+import numpy as np
 
 from ..train import undertrained
 from ..viz.page import page_file, page_mark
@@ -165,6 +167,23 @@ def findings(results: Results) -> list[str]:
     return texts
 
 
+def confusion(models: Sequence[Results]) -> np.ndarray:
+    """The confusion matrices of some models, added up."""
+    return np.sum([model["confusion_matrix"] for model in models], axis=0)
+
+
+def mistakes(results: Results, most: int = 5) -> list[str]:
+    """What each model takes for what most often, with the numbers of images, a line each."""
+    names, texts = results["classes"], []
+    for entry in results["summary"]:
+        matrix = confusion(members(entry, results))
+        wrong = matrix * (1 - np.eye(len(matrix), dtype=int))
+        pairs = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
+        if found := [f"{names[a]} for {names[b]} ({wrong[a, b]})" for a, b in pairs if wrong[a, b]]:
+            texts.append(f"{entry_name(entry, results)}: {', '.join(found)}.")
+    return texts
+
+
 def members(entry: Results, results: Results) -> list[Results]:
     """The models that an entry of the summary sums up, one a seed."""
     return [model for model in results["models"] if all(model[key] == entry[key] for key in GROUP)]
@@ -235,6 +254,7 @@ def page(results: Results, pictures: Mapping[str, tuple[Mapping[str, bytes], str
         live=link,
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes(results)),
         figures=figures,
+        mistakes="".join(f"<li>{html.escape(text)}</li>" for text in mistakes(results)),
         facts="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
     )
 

@@ -54,6 +54,7 @@ def read_results(path: str | os.PathLike) -> Results:
         raise ValueError(f"{path} is no results.json of a study ({error}): give the folder of one") from error
     for entry in (*results["models"], *results["summary"]):
         entry.setdefault("recipe", None)  # the first version had no ablations
+    results.setdefault("groups", [])
     return results
 
 
@@ -96,6 +97,7 @@ def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str |
         "test_size": len(data.y_test),
         "image_shape": list(data.X_train.shape[1:]),
         "classes": list(data.classes),
+        "groups": list(data.groups),
         "seeds": sorted({run.seed for run in runs}),
         "command": command,
         "options": {name: option_text(value) for name, value in options.items() if value is not None},

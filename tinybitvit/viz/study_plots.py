@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 
 from ..backend import to_numpy
@@ -21,6 +22,7 @@ from .figure import (
     write_cells,
 )
 
+MOST_NUMBERED = 20  # classes of a confusion matrix whose numbers, and names, can be read
 TERNARY = ("#2166ac", "#f2f2f2", "#b2182b")  # -1, 0, +1
 
 
@@ -82,13 +84,25 @@ def plot_confusion(
 
 
 def plot_confusion_matrices(
-    matrices: Mapping[str, Any], names: Sequence[str], normalize: bool = False, side: float | None = None
+    matrices: Mapping[str, Any],
+    names: Sequence[str],
+    normalize: bool = False,
+    side: float | None = None,
+    groups: Sequence[str] = (),
 ) -> Figure:
-    """The same from confusion matrices (classes, classes) by model name. names: of the classes. side: inches of one."""
+    """The same from confusion matrices (classes, classes) by model name. names: of the classes. side: inches of one.
+
+    groups: what each class is a kind of; then classes of a kind stand together, and the axes name the kinds.
+    """
     counts = {k: np.asarray(m, dtype=float) for k, m in matrices.items()}
     if normalize:
         counts = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in counts.items()}
-    norm = Normalize(0, 100 if normalize else max(1.0, *(m.max() for m in counts.values())))
+    order = sorted(range(len(names)), key=lambda i: groups[i]) if groups else list(range(len(names)))
+    counts = {k: m[np.ix_(order, order)] for k, m in counts.items()}
+    names, kinds = [names[i] for i in order], [groups[i] for i in order] if groups else []
+    most = 100 if normalize else max(1.0, *(m.max() for m in counts.values()))
+    # Where no numbers are written, few errors must be seen beside many right answers.
+    norm = Normalize(0, most) if len(names) <= MOST_NUMBERED else PowerNorm(0.5, 0, most)
     side = min(6.0, max(3.2, side or 0.38 * len(names) + 1.2))
     columns = len(counts) if len(counts) <= 4 else 3
     rows = math.ceil(len(counts) / columns)
@@ -99,13 +113,28 @@ def plot_confusion_matrices(
     for ax, (name, matrix) in zip(axes, counts.items(), strict=False):
         ax.imshow(matrix, cmap=SEQUENTIAL, norm=norm)
         ax.set(title=name, xlabel="predicted", ylabel="true")
-        shown = range(0, len(names), math.ceil(len(names) / 20))
-        ax.set_xticks(shown, [names[i] for i in shown], rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
-        ax.set_yticks(shown, [names[i] for i in shown], fontsize=8)
-        if len(names) <= 20:
+        places, texts = _blocks(ax, kinds) if kinds else _some(names)
+        ax.set_xticks(places, texts, rotation=90 if max(map(len, texts)) > 2 else 0, fontsize=8)
+        ax.set_yticks(places, texts, fontsize=8)
+        if len(names) <= MOST_NUMBERED:
             write_cells(ax, np.vectorize("{:.0f}".format)(matrix), norm(matrix) > 0.6, size=7)
     color_bar(figure, axes, norm, "% of the true class" if normalize else "images")
     return figure
+
+
+def _some(names: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Ticks at as many classes as can be read."""
+    shown = range(0, len(names), math.ceil(len(names) / MOST_NUMBERED))
+    return list(map(float, shown)), [names[i] for i in shown]
+
+
+def _blocks(ax: Any, kinds: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Lines between classes of different kinds, and a tick in the middle of each kind."""
+    edges = [i for i in range(len(kinds) + 1) if i in (0, len(kinds)) or kinds[i] != kinds[i - 1]]
+    for edge in edges[1:-1]:
+        for line in (ax.axhline, ax.axvline):
+            line(edge - 0.5, color="white", linewidth=0.5, alpha=0.5)
+    return [(a + b - 1) / 2 for a, b in pairwise(edges)], [kinds[a] for a in edges[:-1]]
 
 
 def plot_weights(model: Any, layer: int = 0) -> Figure:
