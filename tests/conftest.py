@@ -1,5 +1,6 @@
 """Fixtures and skip rules that all test files share."""
 
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +14,9 @@ from tinybitvit import backend, gpu
 from tinybitvit.data import download
 
 DATA_ROOT = download.data_root()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side: BLAS threads of what each starts would only wait for each other, at full load.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture

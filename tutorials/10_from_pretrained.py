@@ -461,9 +461,9 @@ def best_scales(codes, w, second):
 def second_moment(layer, model, images):
     """H (k, k) of the inputs that a layer of a model gets from images."""
     seen = []
-    with tb.no_grad(), layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].numpy())):
-        model(tb.Tensor(normalize(images)))
-    x = seen[0].reshape(-1, seen[0].shape[-1]).astype(float)
+    with layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].numpy())):
+        Trainer(model, workers=1).predict(normalize(images))
+    x = np.concatenate(seen).reshape(-1, layer.in_features).astype(float)
     second = x.T @ x / len(x)
     return second + 0.01 * np.diag(second).mean() * np.eye(len(second))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 # Both services start from their own environment: nothing of this checkout is on the path.
 CLEAN = {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-    "HOME": os.environ.get("HOME", ""),
+    **{name: os.environ[name] for name in ("HOME", "OPENBLAS_NUM_THREADS") if name in os.environ},
 }
 
 

@@ -38,9 +38,9 @@ def accuracy(model):
 def inputs_of(layer, model, images):
     """What a layer of a model gets from images, (tokens, k)."""
     seen = []
-    with tb.no_grad(), layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].numpy())):
-        model(tb.Tensor(normalize(images)))
-    return seen[0].reshape(-1, seen[0].shape[-1]).astype(float)
+    with layer.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].numpy())):
+        Trainer(model, workers=1).predict(normalize(images))
+    return np.concatenate(seen).reshape(-1, layer.in_features).astype(float)
 
 
 def second_moment(x, damping=0.01):
