@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", help="file of a fitted 32-bit model, of CIFAR-100")
     parser.add_argument("--out", type=Path, default=Path("zoo-cifar10"), help="folder for the files and checkpoints")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(20, 8), help="of the float network and at one bit")
+    parser.add_argument("--epochs", type=int, nargs=2, default=(10, 3), help="of the float network and at one bit")
     parser.add_argument("--half", type=float, nargs=2, default=(0.8, 0.5), help="shares of them with half the tokens")
     parser.add_argument("--lr", type=float, nargs=2, default=(2e-3, 2e-3), help="peaks of the learning rate")
     args = parser.parse_args()
@@ -206,13 +206,17 @@ def main() -> None:
     y = np.unique(data.y_train, return_inverse=True)[1]
     goals = targets(features(tb.load(args.teacher), data.X_train, args.out / "features"), y)
     shape = {"patch_size": 4, "dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4}
-    full = tb.ViT(bits=32, **shape, augment=AUGMENT, epochs=0, random_state=0, verbose=0)
-    full.fit(data.X_train, data.y_train)
-    begin(full.model_, full.normalize_(data.X_train[:5000]), np.random.default_rng(0))
-    learn(full, data, goals, args.epochs[0], args.half[0], args.lr[0], 0.05, args.out / "float")
-    full.save(args.out / "cifar10-32bit.safetensors")
-    print(f"32 bits: {full.score(data.X_test, data.y_test):.2%} of the test images", flush=True)
-    model = tb.quantize(full, data.X_train, bits=1)
+    trained, rounded = args.out / "cifar10-32bit.safetensors", args.out / "cifar10-rounded.safetensors"
+    if not trained.exists():
+        full = tb.ViT(bits=32, **shape, augment=AUGMENT, epochs=0, random_state=0, verbose=0)
+        full.fit(data.X_train, data.y_train)
+        begin(full.model_, full.normalize_(data.X_train[:5000]), np.random.default_rng(0))
+        learn(full, data, goals, args.epochs[0], args.half[0], args.lr[0], 0.05, args.out / "float")
+        full.save(trained)
+    print(f"32 bits: {tb.load(trained).score(data.X_test, data.y_test):.2%} of the test images", flush=True)
+    if not rounded.exists():
+        tb.quantize(tb.load(trained), data.X_train, bits=1).save(rounded)
+    model = tb.load(rounded)
     print(f"rounded to 1 bit: {model.score(data.X_test, data.y_test):.2%}", flush=True)
     learn(model, data, goals, args.epochs[1], args.half[1], args.lr[1], 0.0, args.out / "1-bit")
     file = args.out / "cifar10-1bit.safetensors"

@@ -15,6 +15,7 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from pages import ROOT, blocks, commands, excuse, links, pages
 from test_structure import RANK
@@ -137,12 +138,13 @@ def runs_of(page):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_of(page) and page != "docs/index.md"])
 def test_commands_run(page, tmp_path):
-    """One after the other in one folder, in which lies an image.png; silent on stderr."""
+    """One after the other in one folder, in which lie an image.png and a photo.jpg; silent on stderr."""
     from matplotlib.image import imsave
 
     from tinybitvit.data import load_digits
 
     imsave(tmp_path / "image.png", load_digits().X_test[0, :, :, 0], cmap="gray")
+    imsave(tmp_path / "photo.jpg", np.random.default_rng(0).random((48, 64, 3)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in runs_of(page):
         words = [sys.executable, "-m", *shlex.split(command)]

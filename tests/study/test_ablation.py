@@ -165,7 +165,7 @@ def test_the_report_has_a_row_for_each_recipe(done):
 def test_every_recipe_has_a_curve_and_a_matrix_of_its_own(done, monkeypatch):
     drawn = {}
     for plot in ("plot_history", "plot_confusion_matrices"):
-        monkeypatch.setattr(tb.viz, plot, lambda groups, *more, plot=plot: drawn.update({plot: groups}))
+        monkeypatch.setattr(tb.viz, plot, lambda drawings, *more, plot=plot, **options: drawn.update({plot: drawings}))
     list(study.result_figures(done[1]))
     models = {report.entry_name(e, done[1]): m for e, m in zip(done[1]["summary"], done[1]["models"], strict=True)}
     assert list(drawn["plot_history"]) == list(drawn["plot_confusion_matrices"]) == list(models)

@@ -26,7 +26,11 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
     classes: tuple[str, ...]
     name: str
-    groups: tuple[str, ...] = ()  # what each class is a kind of, where the data set tells
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What each class is a kind of: CIFAR-100's superclasses; () for other data sets."""
+        return tuple(KIND_OF[name] for name in self.classes) if self.classes == CIFAR100.classes else ()
 
     def named(self) -> "Dataset":
         """The same images with class names for labels: a model fitted on them answers with names."""
@@ -48,7 +52,6 @@ class Cifar(NamedTuple):
     files: dict[str, int]  # records by base name; the training files in order, then the test file
     label_bytes: int  # the last one counts: CIFAR-100 has coarse, then fine
     classes: tuple[str, ...]
-    groups: tuple[str, ...] = ()
 
     @property
     def record(self) -> int:
@@ -110,7 +113,6 @@ CIFAR100 = Cifar(
     files={"train.bin": 50_000, "test.bin": 10_000},
     label_bytes=2,
     classes=tuple(FINE_LABELS.split()),
-    groups=tuple(KIND_OF[name] for name in FINE_LABELS.split()),
 )
 
 FASHION_CLASSES = (
@@ -235,7 +237,7 @@ def _load_cifar(source: Cifar, root: Root, download: bool) -> Dataset:
         y[rows] = records[:, source.label_bytes - 1]
         _check_labels(y[rows], len(source.classes), path)
     split = ends[-2]
-    return Dataset(X[:split], y[:split], X[split:], y[split:], source.classes, source.name, source.groups)
+    return Dataset(X[:split], y[:split], X[split:], y[split:], source.classes, source.name)
 
 
 def _folder_members(folder: Path, source: Cifar) -> Iterator[tuple[Path, bytes]]:

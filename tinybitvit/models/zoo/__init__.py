@@ -1,4 +1,4 @@
-"""Trained networks that come with the library, a file and a card each: `tb.load("digits-1bit")`."""
+"""Trained networks that come with the library, a file and a card each: `tb.load("cifar10-1bit")`."""
 
 import json
 import os
