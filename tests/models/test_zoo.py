@@ -31,7 +31,8 @@ NAMES = zoo.names()
 
 def test_the_promised_networks_are_there():
     digits = {"digits-32bit", "digits-1.58bit", "digits-1bit"}
-    assert digits | {"fashion-mnist-1.58bit", "fashion-mnist-1bit"} <= set(NAMES)
+    assert digits | {"fashion-mnist-1.58bit", "fashion-mnist-1bit", "cifar10-1bit"} <= set(NAMES)
+    assert zoo.card("cifar10-1bit").correct >= 8_200 and zoo.card("cifar10-1bit").bytes <= 600_000
     assert {path.stem for path in zoo.FOLDER.glob("*.json")} == set(NAMES)
     assert [zoo.card(name).bits for name in NAMES[:3]] == [32, 1.58, 1]
 
