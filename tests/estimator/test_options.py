@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -93,6 +93,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(set(RULES) - {"epochs", "verbose", "workers"})), VALUES)
+@example("early_stopping", True)  # a class of one image cannot be split
 def test_any_option_of_any_type_is_used_or_refused_by_name(name, value):
     try:
         model = fit(**{name: value})

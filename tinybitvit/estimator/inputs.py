@@ -275,7 +275,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         try:
             kept, held = train_test_split(rows, test_size=share, random_state=seed, stratify=codes)
         except ValueError as error:
-            raise ValueError(f"validation_fraction={share} of {len(X)} images cannot be kept aside: {error}") from error
+            raise ValueError(
+                f"early_stopping cannot keep validation_fraction={share} of {len(X)} images aside: {error}"
+            ) from error
         held_out = self.normalize_(X[held]), codes[held]
         return X[kept], codes[kept], None if weight is None else weight[kept], held_out
 
