@@ -70,7 +70,7 @@ def test_the_report_says_what_is_taken_for_what(done):
         a, b = re.search(r"bits?: (\S+) for (\S+) ", text).groups()
         assert wrong[results["classes"].index(a), results["classes"].index(b)] == counts[0]
         assert html.escape(text) in (folder / "report.html").read_text(encoding="utf-8")
-    assert results["groups"] == []
+    assert results["groups"] == [] and report.mistakes_section([]) == ""
 
 
 def test_scores_are_those_of_the_confusion_matrix(done):

@@ -254,9 +254,16 @@ def page(results: Results, pictures: Mapping[str, tuple[Mapping[str, bytes], str
         live=link,
         notes="".join(f"<li>{html.escape(note)}</li>" for note in notes(results)),
         figures=figures,
-        mistakes="".join(f"<li>{html.escape(text)}</li>" for text in mistakes(results)),
+        mistakes=mistakes_section(mistakes(results)),
         facts="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()),
     )
+
+
+def mistakes_section(texts: list[str]) -> str:
+    """The section of `mistakes`; nothing where there are none."""
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    about = "<h2>What is taken for what</h2><p>Most often, and how many test images.</p>"
+    return f"<section>{about}<ul>{items}</ul></section>" if texts else ""
 
 
 def figure(heading: str, pictures: Mapping[str, bytes], caption: str) -> str:
