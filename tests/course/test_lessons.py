@@ -29,8 +29,9 @@ each_played = pytest.mark.parametrize(
 
 
 def play(script, how, folder):
-    """What a student sees, cell by cell; nothing on stderr."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "TINYBITVIT_DATA": str(folder / "none")}
+    """What a student sees, cell by cell; nothing on stderr, without network and downloaded data."""
+    path = os.pathsep.join([str(ROOT / "tests" / "support" / "no_network"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg", "TINYBITVIT_DATA": str(folder / "none")}
     command = [sys.executable, str(ROOT / "tests" / "support" / "lesson_student.py"), str(script), how]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
