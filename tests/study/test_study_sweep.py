@@ -413,6 +413,19 @@ def test_a_study_of_a_teacher_in_a_file(tmp_path, capsys):
     assert cli.main(["study", "--teacher", str(file), "--bits", "1", "--epochs=1", f"--out={tmp_path / 'c'}"]) == 0
 
 
+@pytest.mark.parametrize("recipe", [None, "paper", "best"])
+def test_whatever_the_recipe_low_bit_models_start_from_the_teacher(recipe, tmp_path):
+    """With its sizes and weights: before the first epoch they are the teacher's, but for the codes."""
+    options = {"epochs": 0, "train_size": 60, "test_size": 40}
+    study.run_study("digits", [32], out=tmp_path / "a", dim=16, depth=3, heads=2, **options)
+    file = tmp_path / "a" / "models" / "32-bits-seed-0.safetensors"
+    study.run_study("digits", [1], out=tmp_path / "b", teacher=file, recipe=recipe, **options)
+    student, teacher = (tb.load(f).model_ for f in (tmp_path / "b" / "models" / "1-bit-seed-0.safetensors", file))
+    assert student.config["depth"] == 3
+    for name in ("embed.patch.proj.weight", "head.weight"):
+        np.testing.assert_array_equal(student.state_dict()[name], teacher.state_dict()[name])
+
+
 def test_a_study_that_goes_on_from_its_low_bit_model(tmp_path):
     """The model of another study, packed as that saves it, with the same teacher."""
     options = {"train_size": 60, "test_size": 40, "lr": 1e-4}

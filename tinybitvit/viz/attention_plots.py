@@ -26,6 +26,7 @@ from .layout import Layout, Query
 from .record import CAVEAT, RecordedMaps
 
 SHARE = "share of attention (%)"
+LONGEST = 11  # letters of a class that stand in one line with its probability
 
 
 def method_title(method: str | int) -> str:
@@ -201,4 +202,5 @@ def _show_originals(axes: Iterable[Axes], pictures, labels, query: Query, layout
 def _prediction(record: RecordedMaps, number: int) -> str:
     if record.logits is None:
         return ""
-    return f"predicts {record.predictions[number]} ({record.probabilities[number].max():.0%})"
+    name, share = str(record.predictions[number]), f"({record.probabilities[number].max():.0%})"
+    return f"predicts {name}{chr(10) if len(name) > LONGEST else ' '}{share}"  # as wide as its picture
