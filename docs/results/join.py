@@ -16,17 +16,23 @@ COMMON = ("options", "settings")  # of which only what all have alike says somet
 
 def main(folder: str, *paths: str) -> None:
     first, *others = map(study.read_results, paths)
-    commands = [first["command"]]
+    commands, recipes = [first["command"]], [first["options"].get("recipe")]
     for path, more in zip(paths[1:], others, strict=True):
         if different := [name for name in SAME if more[name] != first[name]]:
             raise SystemExit(f"{path} has another {different[0]} than {paths[0]}: join studies of the same images")
         known = {model["name"] for model in first["models"]}
         first["models"] += [model for model in more["models"] if model["name"] not in known]
         commands.append(more["command"])
+        recipes.append(more["options"].get("recipe"))
         for part in COMMON:
             first[part] = {name: value for name, value in first[part].items() if (name, value) in more[part].items()}
         first["groups"] = first["groups"] or more["groups"]
+    if taught := sorted({*recipes} - {None}):
+        first["options"]["recipe"] = ", ".join(taught)
     first |= {"command": " && ".join(commands), "planned": len(first["models"])}
+    if not all("bytes" in model for model in first["models"]):  # of files; earlier versions told of arrays alone
+        for model in first["models"]:
+            model.pop("bytes", None)
     results.sum_up(first)
     Path(folder).mkdir(parents=True, exist_ok=True)
     files.write_file(Path(folder) / "results.json", report.to_json(first))

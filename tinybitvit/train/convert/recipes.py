@@ -177,7 +177,7 @@ SIGNS = Recipe(ROWS, (BLOCKS, replace(OUTPUTS, relative_lr=0.03, path=24.0)))
 # To go on with a low-bit network that is there, built as it is: its teacher's outputs and the labels at gentle rates,
 # or the second stage of 'best' alone. No path: who goes on for longer wants to get farther.
 GENTLY = Stage(1.0, "outputs", relative_lr=0.01, others=0.3, warmup=0.05, weight_decay=0.0, centre=True)
-REFINE = Recipe({}, (GENTLY,), {"temperature": 1.0, "hidden": 0.1, "labels": 1.0}, goes_on=True)
+REFINE = Recipe({}, (GENTLY,), {"labels": 1.0}, goes_on=True)
 REFINE_SIGNS = replace(REFINE, stages=(replace(GENTLY, relative_lr=0.02),))  # faster, like SIGNS
 IMITATE, IMITATE_SIGNS = (Recipe({}, (replace(r.stages[1], path=None),), goes_on=True) for r in (BEST, SIGNS))
 # Where there is no teacher: the norms have time to be learnt, and the rate and decay of BitNet's two stages.
