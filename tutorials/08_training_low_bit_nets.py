@@ -282,9 +282,9 @@ assert runs["cosine"][1][-20:].mean() < runs["constant"][1][-20:].mean()
 smooth = np.ones(8) / 8
 figure = new_figure(5, 5)
 left, right = figure.subplots(2, 1)
-for color, name in zip(PALETTE, ("cosine", "constant")):
-    left.plot(100 * np.convolve(flips[name], smooth, "valid"), color=color, label=name)
-    right.plot(np.convolve(runs[name][1], smooth, "valid"), color=color, label=name)
+for i, name in enumerate(("cosine", "constant")):
+    left.plot(100 * np.convolve(flips[name], smooth, "valid"), color=PALETTE[i], label=name)
+    right.plot(np.convolve(runs[name][1], smooth, "valid"), color=PALETTE[i], label=name)
 left.set(xlabel="step", ylabel="weights that flip (%)")
 right.set(xlabel="step", ylabel="training loss", yscale="log")
 left.legend(fontsize=8, title="learning rate", title_fontsize=8)
