@@ -173,8 +173,7 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
         raise ValueError("this recipe goes on with a low-bit model: give its file as init_from, and that of a teacher")
     if teacher is not None:
         teacher = checked_teacher(teacher, data, options, shapes, recipes)
-    from_teacher = bool(recipes) or (teacher is not None and "init_from" not in options)
-    runs = plan(bits, shapes, recipes, seeds, options, from_teacher)
+    runs = plan(bits, shapes, recipes, seeds, options, teacher)
     kind = "sweep" if shapes[0] else "ablation" if recipes else "study"
     folder = Path(out if out is not None else f"{kind}-{data.name}")
     open_folder(folder)
@@ -200,17 +199,18 @@ def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, rec
     return path
 
 
-def plan(bits, shapes, recipes, seeds, options, from_teacher=False) -> list[Run]:
+def plan(bits, shapes, recipes, seeds, options, teacher) -> list[Run]:
     """All runs in order, the full-precision model before those that learn or start from it.
 
     recipes: names in ABLATION, for a low-bit model each; without any they all have the recipe of the options.
-    from_teacher: whether models that learn from labels alone start from the full-precision one.
+    Where models learn from labels alone, those of an ablation or of a teacher start from the full-precision one.
     """
+    from_twin = recipes or (teacher is not None and "init_from" not in options)
 
     def twin(recipe):
         if any(stage.learns != "labels" for stage in low_bit_recipe(recipe, bits).stages):
             return None if "distill_from" in options else "distill_from"
-        return "init_from" if from_teacher else None
+        return "init_from" if from_twin else None
 
     ways = [(twin(ABLATION[recipe]), recipe) for recipe in recipes] or [(twin(options.get("recipe")), None)]
     if any(argument for argument, _ in ways):

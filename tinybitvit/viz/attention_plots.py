@@ -203,4 +203,5 @@ def _prediction(record: RecordedMaps, number: int) -> str:
     if record.logits is None:
         return ""
     name, share = str(record.predictions[number]), f"({record.probabilities[number].max():.0%})"
-    return f"predicts {name}{chr(10) if len(name) > LONGEST else ' '}{share}"  # as wide as its picture
+    gap = "\n" if len(name) > LONGEST else " "  # no wider than its picture
+    return f"predicts {name}{gap}{share}"
