@@ -31,7 +31,7 @@ def torch_errors(student, teacher, x, forced, weight):
     """The relative error of the tokens after every block, and both models' last tokens."""
     h = mine = teacher.embed(x).detach()
     if not forced:
-        mine = student.embed(x)
+        mine = student.embed(x).detach()
     errors, w = [], weight[:, None, None]
     for block, theirs in zip(student.blocks, teacher.blocks, strict=True):
         target = theirs(h).detach()

@@ -327,12 +327,15 @@ def test_recipes_that_cannot_be(data):
     assert find_recipe("best", 32, False, 0.1).stages == (Stage(warmup=0.1),)
 
 
-def test_refining_at_1_bit_takes_twice_the_rate():
-    """Its weights have farther to go."""
-    signs, ternary = (find_recipe("refine", bits, True, 0.1) for bits in (1, 1.58))
-    assert (signs.network, signs.distillation) == (ternary.network, ternary.distillation)
-    (fast,), (slow,) = signs.stages, ternary.stages
-    assert fast == replace(slow, relative_lr=2 * slow.relative_lr)
+def test_the_embedding_of_the_teacher_stays(data, teacher):
+    options = {"distill_from": teacher, **FAST, "epochs": 2}
+    start = tb.ViT(bits=1, recipe="best", **options).fit(*data)
+    refined = tb.ViT(bits=1, recipe="refine", init_from=start, **options).fit(*data)
+    was = dict(teacher.model_.named_parameters())
+    for student in (start, refined):
+        stayed = {name for name, p in student.model_.named_parameters() if np.array_equal(p.data, was[name].data)}
+        assert stayed == {name for name in was if name.startswith("embed.")}
+    assert find_recipe("refine", 1, True, 0.1) == find_recipe("refine", 1.58, True, 0.1)
 
 
 def test_the_second_stage_of_best_goes_farther_at_1_bit():

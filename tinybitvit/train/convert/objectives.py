@@ -46,6 +46,9 @@ class Distill:
 
     p, q = softmax(logits / T) of teacher and student (Hinton et al. 2015, arXiv 1503.02531). labels: weight of `loss`,
     the cross-entropy with the labels, which is added.
+
+    The embedding gets no gradient: it has no low-bit weights to learn, and nothing is disturbed as easily. Pixels that
+    are neighbours are alike, so the steps of a patch's weights add up (docs/results/pretrained.md#the-embedding-stays).
     """
 
     OPTIONS = ("temperature", "hidden", "labels")  # what a recipe may set
@@ -64,8 +67,7 @@ class Distill:
     def __call__(self, student: VisionTransformer, x: Tensor, y: Tensor, *weight: Any) -> tuple[Tensor, Tensor]:
         t, n = self.temperature, len(student.blocks)
         with no_grad():
-            h = self.teacher.tokens(x)
-        mine = student.tokens(x)
+            h, mine = self.teacher.tokens(x), student.tokens(x)
         loss: Any = 0.0
         for block, theirs in zip(student.blocks, self.teacher.blocks, strict=True):
             with no_grad():
