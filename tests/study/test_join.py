@@ -11,7 +11,7 @@ from tinybitvit import study
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PARTS = {
     "cifar10-pretrained": ("gentle-twelve-epochs", "gentle-refined-twice", "1-bit-imitated"),
-    "cifar100-pretrained": ("six-epochs", "refined-again-1.58-bits", "refined-again-1-bit"),
+    "cifar100-pretrained": ("six-epochs", "refined-thrice-1.58-bits", "refined-thrice-1-bit"),
 }
 
 join = runpy.run_path(str(RESULTS / "join.py"))["main"]

@@ -335,7 +335,12 @@ def test_the_embedding_of_the_teacher_stays(data, teacher):
     for student in (start, refined):
         stayed = {name for name, p in student.model_.named_parameters() if np.array_equal(p.data, was[name].data)}
         assert stayed == {name for name in was if name.startswith("embed.")}
-    assert find_recipe("refine", 1, True, 0.1) == find_recipe("refine", 1.58, True, 0.1)
+
+
+def test_refine_goes_farther_at_1_bit():
+    signs, others = find_recipe("refine", 1, True, 0.1), find_recipe("refine", 1.58, True, 0.1)
+    assert signs.stages[0].relative_lr > others.stages[0].relative_lr
+    assert replace(signs, stages=others.stages) == others
 
 
 def test_the_second_stage_of_best_goes_farther_at_1_bit():
