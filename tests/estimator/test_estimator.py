@@ -129,6 +129,21 @@ def test_starting_from_and_learning_from_another_model(data):
         fit((X, y + 1), distill_from=teacher)
 
 
+def test_a_low_bit_model_for_other_classes_takes_the_head_of_its_teacher(data):
+    """Its blocks are what it brings; the teacher of the new classes is of the same shape."""
+    X, y = data
+    before = fit((X, y % 2), bits=1.58)
+    teacher = fit(data, bits=32, init_from=fit((X, y % 2), bits=32))
+    options = {"bits": 1.58, "distill_from": teacher, "init_from": before, "epochs": 0}
+    started = fit(data, recipe="refine", **options).model_
+    for name, source in (("head.weight", teacher), ("head.bias", teacher), ("blocks.0.mlp.fc1.bias", before)):
+        np.testing.assert_array_equal(started.state_dict()[name], source.model_.state_dict()[name])
+    plain = fit(data, **options).model_  # the teacher only gives targets: it may be of any shape
+    assert (plain.state_dict()["head.weight"] != teacher.model_.state_dict()["head.weight"]).any()
+    with pytest.raises(ValueError, match="the teacher has depth=2 and the model depth=1"):
+        fit(data, recipe="refine", **options | {"distill_from": fit(data, bits=32, depth=2)})
+
+
 def test_a_student_is_dealt_other_batches_than_its_teacher(data):
     """All with one seed. What the teacher learnt by heart would tell a student little, and itself nothing new."""
 

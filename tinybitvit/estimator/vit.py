@@ -31,6 +31,7 @@ from ..train import (
     smoothing_floor,
     soft_targets,
 )
+from ..train.convert.recipes import check_same_shape
 from .answers import Answers, check_engine
 from .files import NETWORK, check_unchanged, labels_to_json, load_classifier, save_classifier
 from .inputs import FIT_RULES, check_options, default_of
@@ -57,7 +58,8 @@ class ViT(Answers):
     distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes). It sees each
         image in its own units and normalisation.
     init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
-        its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits.
+        its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits. What it
+        lacks (a head for these classes) comes from `distill_from`, where a recipe learns from that.
     recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
         papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
         (without a teacher: the labels, in two stages); 'imitate': go on from the low-bit model `init_from` with the
@@ -276,6 +278,9 @@ class ViT(Answers):
         self.model_ = VisionTransformer(tuple(size), **own_options(shape, self.quantizer), rng=self._rng)
         self.model_.preprocessing = self.normalize_.for_pictures()
         if source is not None:
+            if self._teacher not in (None, source):  # what the source lacks, such as a head for these classes
+                check_same_shape(self.model_, self._teacher)
+                start_from(self.model_, self._teacher)
             start_from(self.model_, source)
         device = backend.resolve_device(options.device)
         if options.verbose == 1 and options.device == "auto" and (note := backend.auto_note()):
