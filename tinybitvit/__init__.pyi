@@ -18,6 +18,7 @@ from .autograd import no_grad as no_grad
 from .backend import manual_seed as manual_seed
 from .estimator import ViT as ViT
 from .estimator import load as load
+from .estimator import probe as probe
 from .estimator import quantize as quantize
 from .tensor import Tensor as Tensor
 

@@ -42,15 +42,12 @@ AUGMENT = "flip,crop:4"
 def features(teacher: tb.ViT, X: np.ndarray, folder: Path) -> np.ndarray:
     """The teacher's pooled tokens (N, dim) for images X; kept in the folder."""
     side, found = teacher.image_shape_[0], []
-    teacher.model_.head = None
-    trainer = Trainer(teacher.model_)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(X), 2000):
         file = folder / f"{start:05d}.npy"
         if not file.exists():
-            x = teacher.normalize_(stretch(X[start : start + 2000], side))
-            np.save(file, trainer.predict(x))
-            print(f"features: {start + len(x)} of {len(X)} images", flush=True)
+            np.save(file, teacher.features(stretch(X[start : start + 2000], side)))
+            print(f"features: {min(start + 2000, len(X))} of {len(X)} images", flush=True)
         found.append(np.load(file))
     return np.concatenate(found)
 

@@ -54,7 +54,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == f"tinybitvit {tb.__version__}\n"
     assert status_of("--help") == 0
     text = capsys.readouterr().out
-    for name in ("study", "train", "predict", "attention", "inspect", "quantize", "export", "doctor"):
+    for name in ("study", "train", "predict", "attention", "inspect", "quantize", "probe", "export", "doctor"):
         assert re.search(rf"\n +{name}\s+[a-z]", text)
         assert status_of(name, "--help") == 0
         assert f"usage: tinybitvit {name}" in capsys.readouterr().out
@@ -206,6 +206,9 @@ BAD = {
     "predict file": "required: IMAGE",
     "quantize file": "required: DATASET, --out",
     "quantize file digits --out x --bits 1": "file is not a whole safetensors file",
+    "probe file": "required: DATASET, --out",
+    "probe file digits --out x": "file is not a whole safetensors file",
+    "probe missing digits --out x": "there is no file missing",
     "export file --out x": "required: --format",
     "export file --out x --format zip": "argument --format: invalid choice: 'zip'",
     "doctor now": "unrecognized arguments: now",
@@ -338,6 +341,24 @@ def test_quantize_rounds_a_model(tmp_path, model_file, capsys):
     assert model.bits == 1
     assert status_of("quantize", model_file, "digits", "--out", str(small)) == 2
     assert "give a model of 32 bits" in capsys.readouterr().err
+
+
+def test_probe_gives_a_model_other_classes(tmp_path, model_file, capsys):
+    folder, out = tmp_path / "shapes", tmp_path / "new" / "probed.safetensors"
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("left", "right")):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            image = rng.integers(0, 60, (8, 8), dtype=np.uint8)
+            image[:, 4 * k : 4 * k + 4] += 150
+            Image.fromarray(image).save(folder / name / f"{i}.png")
+    assert cli.main(["probe", model_file, str(folder), "--image-size=8", "--out", str(out)]) == 0
+    assert f"written: {out} ({out.stat().st_size:,} bytes)" in capsys.readouterr().out
+    model, before = tb.load(out), tb.load(model_file)
+    assert model.classes_.tolist() == ["left", "right"] and model.bits == before.bits
+    pictures = [str(path) for path in sorted(folder.glob("*/*.png"))]
+    guess = model.predict(model.read_images(pictures))
+    assert (guess == [Path(path).parent.name for path in pictures]).mean() > 0.9
 
 
 def test_predict_prints_a_line_for_each_picture(model_file, pictures, capsys):

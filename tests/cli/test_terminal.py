@@ -103,6 +103,7 @@ def test_no_option_takes_nonsense(path, action, capsys):
         "train digits --recipe refine --bits 1": "this recipe",
         "quantize full.st digits --bits 1 --out .": "--out . is a folder",
         "quantize low.st digits --bits 1 --out q": "give a model of 32 bits",
+        "probe low.st digits --out .": "--out . is a folder",
         "export low.st --format onnx --out x --compare full.st": "--compare and --images are for --format html",
         "export low.st --format html --out x --int8": "--int8 is for --format onnx",
         "export low.st --format html --out x --images text.png": "text.png is not an image",
@@ -208,6 +209,7 @@ DEAR = {
     "study": [*STUDY, "--out=out"],
     "train": ["train", "digits", *TINY, "--out=m.st"],
     "quantize": ["quantize", "full.st", "digits", "--images=64", "--out=q.st"],
+    "probe": ["probe", "full.st", "digits", "--train-size=64", "--out=q.st"],
     "doctor": ["doctor"],
 }
 CLOSED = {"stdin": 0, "stdout": 1, "stderr": 2}
@@ -357,6 +359,7 @@ def test_a_killed_study_leaves_no_worker(how, moment, tmp_path):
 WRITES = {
     "train": (["train", "digits", *TINY, "--out=m.st"], "m.st"),
     "quantize": (["quantize", "full.st", "digits", "--images=64", "--out=q.st"], "q.st"),
+    "probe": (["probe", "full.st", "digits", "--train-size=64", "--out=q.st"], "q.st"),
     "packed": (["export", "low.st", "--format=safetensors", "--out=p.st"], "p.st"),
     "page": (["export", "low.st", "--format=html", "--out=page.html"], "page.html"),
     "maps": (["attention", "low.st", "good.png", "--out=maps.png"], "maps.png"),

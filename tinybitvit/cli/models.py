@@ -1,4 +1,4 @@
-"""The commands that take a saved model: predict, attention, inspect, quantize, export."""
+"""The commands that take a saved model: predict, attention, inspect, quantize, probe, export."""
 
 import argparse
 from collections.abc import Sequence
@@ -54,6 +54,15 @@ def add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
     p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
     p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the packed model")
+
+    p = add_with_model(
+        probe, "give the blocks of a trained model a linear head for other classes, without training them"
+    )
+    p.add_argument("dataset", type=name, metavar="DATASET", help=f"the images with the classes: {DATA_HELP}")
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
+    p.add_argument("--train-size", type=count, metavar="N", help="use only N training images")
+    p.add_argument("--seed", type=int, default=0, help="decides which images (default: 0)")
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the model")
 
     p = add_with_model(export, "write a model for other programs")
     p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
@@ -149,6 +158,25 @@ def quantize(args: argparse.Namespace) -> int:
     delete_checkpoints(checkpoints)
     found = measure(rounded, data, rounded.predict(data.X_test))
     say(f"accuracy {found['accuracy']:.4f} on {len(data.y_test)} test images")
+    say(written(out))
+    return 0
+
+
+def probe(args: argparse.Namespace) -> int:
+    import tinybitvit as tb
+
+    from ..files import printable
+    from ..study import load_data, open_folder, start_model
+    from ..train.meter import say
+
+    out, source = output(args), start_model(args.model)
+    data = load_data(args.dataset, seed=args.seed, train_size=args.train_size, image_size=args.image_size)
+    open_folder(out.parent)
+    say(printable(data))
+    data = data.named()
+    model = tb.probe(source, data.X_train, data.y_train)
+    model.save(out, packed=model.bits != 32)
+    say(f"accuracy {model.score(data.X_test, data.y_test):.4f} on {len(data.y_test)} test images")
     say(written(out))
     return 0
 

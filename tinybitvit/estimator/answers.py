@@ -46,6 +46,16 @@ class Answers(ImageClassifier):
         best = self._logits(X).argmax(axis=1)
         return self.classes_[best]
 
+    def features(self, X: Any) -> np.ndarray:
+        """What the head gets of each image (n, dim): its pooled and normalised tokens."""
+        check_is_fitted(self)
+        X, (network, head) = self._shaped(X), (self.model_, self.model_.head)
+        network.head = None
+        try:
+            return Trainer(network, workers=plain(self.workers)).predict(X, transform=self.normalize_.preparation(X))
+        finally:
+            network.head = head
+
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = self._shaped(X)
