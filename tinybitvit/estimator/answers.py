@@ -49,12 +49,9 @@ class Answers(ImageClassifier):
     def features(self, X: Any) -> np.ndarray:
         """What the head gets of each image (n, dim): its pooled and normalised tokens."""
         check_is_fitted(self)
-        X, (network, head) = self._shaped(X), (self.model_, self.model_.head)
-        network.head = None
-        try:
-            return Trainer(network, workers=plain(self.workers)).predict(X, transform=self.normalize_.preparation(X))
-        finally:
-            network.head = head
+        X, headless = self._shaped(X), copy.copy(self.model_)  # the network itself may be answering another thread
+        headless.head = None
+        return Trainer(headless, workers=plain(self.workers)).predict(X, transform=self.normalize_.preparation(X))
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
