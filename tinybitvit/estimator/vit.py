@@ -53,8 +53,7 @@ class ViT(Answers):
     epochs, batch_size, lr, weight_decay : of AdamW; lr is the peak of a schedule that warms up over the fraction
         `warmup` of all steps and then falls to 0 along a cosine. label_smoothing : share of each target spread over all
         classes. class_weight : None, 'balanced' (classes count alike, however rare) or a dict from labels to weights.
-    augment : None, 'auto', or steps such as 'flip,crop:4,cutout:8' (see `tb.data.make_augment`), or a function
-        (X, rng) -> X.
+    augment : None, 'auto', steps such as 'flip,crop:4' (see `tb.data.make_augment`), or a function (X, rng) -> X.
     distill_from : a fitted ViT whose probabilities replace the labels (it must know the same classes). It sees each
         image in its own units and normalisation.
     init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
@@ -63,8 +62,7 @@ class ViT(Answers):
     recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
         papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
         (without a teacher: the labels, in two stages); 'imitate': go on from the low-bit model `init_from` with the
-        outputs of `distill_from` alone; 'refine': with those and the labels; or a `tb.train.Recipe`. docs/results
-        compares them.
+        outputs of `distill_from` alone; 'refine': with those and the labels; or a `tb.train.Recipe`.
     early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
