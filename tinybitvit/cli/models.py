@@ -44,25 +44,7 @@ def add_model_commands(commands) -> None:
 
     add_with_model(inspect, "print the layers of a model: shape, bits, bytes, share of zeros")
 
-    p = add_with_model(quantize, "round a full-precision model to few bits, layer by layer, without training")
-    p.add_argument("dataset", type=name, metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
-    p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
-    p.add_argument(
-        "--images", type=count, default=4096, metavar="N", help="training images to fit to (default: %(default)s)"
-    )
-    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
-    p.add_argument("--seed", type=int, default=0, help="decides which images, and their order (default: 0)")
-    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
-    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the packed model")
-
-    p = add_with_model(
-        probe, "give the blocks of a trained model a linear head for other classes, without training them"
-    )
-    p.add_argument("dataset", type=name, metavar="DATASET", help=f"the images with the classes: {DATA_HELP}")
-    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
-    p.add_argument("--train-size", type=count, metavar="N", help="use only N training images")
-    p.add_argument("--seed", type=int, default=0, help="decides which images (default: 0)")
-    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the model")
+    add_conversions(add_with_model)
 
     p = add_with_model(export, "write a model for other programs")
     p.add_argument("--format", required=True, choices=EXPORT_FORMATS, help=EXPORT_HELP)
@@ -76,6 +58,31 @@ def add_model_commands(commands) -> None:
         "--images", type=name, nargs="+", default=[], metavar="IMAGE", help="html: examples to put into the page"
     )
     p.add_argument("--out", type=name, metavar="FILE", required=True, help="the file to write")
+
+
+def add_conversions(add_with_model) -> None:
+    """The commands that make another model of one, for which they look at a data set."""
+    p = add_with_model(quantize, "round a full-precision model to few bits, layer by layer, without training")
+    p.add_argument("dataset", type=name, metavar="DATASET", help=f"images like those of its training: {DATA_HELP}")
+    p.add_argument("--bits", type=bit_width, default=1.58, help="bit width of the weights (default: %(default)s)")
+    p.add_argument(
+        "--images", type=count, default=4096, metavar="N", help="training images to fit to (default: %(default)s)"
+    )
+    p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
+    seen_by(p, "which images, and their order")
+
+    text = "give the blocks of a trained model a linear head for other classes, without training them"
+    p = add_with_model(probe, text)
+    p.add_argument("dataset", type=name, metavar="DATASET", help=f"the images with the classes: {DATA_HELP}")
+    p.add_argument("--train-size", type=count, metavar="N", help="use only N training images")
+    seen_by(p, "which images")
+
+
+def seen_by(p: Parser, decided: str) -> None:
+    """Options of a command that looks at a data set and writes a model."""
+    p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
+    p.add_argument("--seed", type=int, default=0, help=f"decides {decided} (default: 0)")
+    p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the model")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
