@@ -85,16 +85,26 @@ def test_features_leave_the_model_as_it_was(data):
     np.testing.assert_array_equal(model.decision_function(X), before)
 
 
-@pytest.mark.parametrize("kind", ["packed", "network", "own quantiser"])
+@pytest.mark.parametrize(
+    "kind",
+    ["packed", "network", "own quantiser", "floats between", "4 bits between", "one scale", "network of its own"],
+)
 def test_every_source_keeps_its_blocks(kind, data, tmp_path):
     X, y = data
-    source = fitted((X, y // 2), **({"quantizer": Wide()} if kind == "own quantiser" else {"bits": 1}))
-    given = {"packed": source.pack(), "network": source.model_, "own quantiser": source}[kind]
+    options = {
+        "own quantiser": {"quantizer": Wide()},
+        "floats between": {"bits": 1, "activation_bits": None},
+        "4 bits between": {"bits": 1, "activation_bits": 4},
+        "network of its own": {"quantizer": Wide()},
+        "one scale": {"bits": 1.58, "recipe": "paper"},
+    }
+    source = fitted((X, y // 2), **options.get(kind, {"bits": 1}))
+    given = {"packed": source.pack(), "network": source.model_, "network of its own": source.model_}.get(kind, source)
     probed = tb.probe(given, X, y)
     ours, theirs = (m.model_.blocks[1].mlp.fc1.codes()[0] for m in (probed, source))
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(probed.features(X), source.features(X), atol=1e-4)
-    if kind != "own quantiser":
+    if "own" not in kind:
         probed.save(tmp_path / "probed.safetensors")
         loaded = tb.load(tmp_path / "probed.safetensors")
         np.testing.assert_array_equal(loaded.predict(X), probed.predict(X))

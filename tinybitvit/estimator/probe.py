@@ -22,10 +22,9 @@ def probe(
     the images are of another shape.
     """
     check_number("C", C, 1e-9, 1e9)
-    network = getattr(source, "model_", source)
-    known = {"bits": getattr(network, "config", {}).get("bits", 32)}
-    if getattr(source, "quantizer", None) is not None:
-        known = {"quantizer": source.quantizer}
+    config = getattr(getattr(source, "model_", source), "config", {"bits": 32, "activation_bits": 8})  # else of a file
+    width = "quantizer" if "quantizer" in config else "bits"  # its own quantiser knows its bits
+    known = {name: config[name] for name in (width, "activation_bits")}
     model = ViT(**known, init_from=source, class_weight=class_weight, device=device, workers=workers, verbose=0)
     epochs = model.epochs
     model.set_params(epochs=0, random_state=0).fit(X, y).set_params(epochs=epochs)
