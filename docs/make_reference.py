@@ -36,6 +36,8 @@ api/index
 
 def about(value):
     """The first sentence of a docstring, as a cell of a table; of a constant what it is."""
+    if type(value).__module__.startswith("tinybitvit") and not callable(value):
+        value = type(value)  # an object that the library makes once
     if inspect.ismodule(value) or callable(value):
         doc = inspect.getdoc(value) or ""
         own = doc and not (inspect.isclass(value) and doc in {inspect.getdoc(base) for base in value.__mro__[1:]})

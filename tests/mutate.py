@@ -403,6 +403,16 @@ def load_checks():
         more.setdefault(op, []).append(edges.test_half_precision_sums_of_many_are_exact)
     for op in ("binary", "ternary"):
         more.setdefault(op, []).append(lambda op=op: huge_weights(np, op))
+    for op in ("exp", "log", "sqrt", "tanh", "sigmoid"):
+        whole = functools.partial(edges.test_functions_of_whole_numbers_are_float32_as_in_torch, op, "uint8")
+        more.setdefault(op, []).append(whole)
+    for op in ("mse_loss", "kl_div"):
+        more.setdefault(op, []).append(lambda: edges.test_losses_of_whole_numbers_do_not_wrap("uint8"))
+    more.setdefault("dropout", []).append(lambda: edges.test_dropout_of_whole_numbers_rescales_what_is_left("uint8"))
+    for op in ("layer_norm", "rms_norm", "log_softmax"):
+        for sizes in ((5000, 4, 1), (2, 1000, 100)):
+            half = functools.partial(edges.test_gradients_of_half_precision_are_summed_in_float32, op, *sizes)
+            more.setdefault(op, []).append(lambda half=half: half(np.random.default_rng(0)))
     by_op = {}
     for op in op_cases.FUNCTIONS:
         cases, refused = op_cases.of_op(op), [row for row in op_cases.REFUSED if row[0] == op]
@@ -513,7 +523,8 @@ def report(results, seconds):
         "This page is its output.",
         "",
         f"{total.total()} mutants: **{total['killed']} killed, {total['survived']} survived**,"
-        f" {total['equivalent']} are equivalent: they compute the same as the original (reasons below)."
+        f" {total['equivalent']} are equivalent: they compute the same as the original (reasons below; two that are the"
+        " same change share a line)."
         f" {seconds:.0f} seconds on two cores.",
         "",
         "| op or helper | mutants | killed | equivalent | survived |",

@@ -515,6 +515,8 @@ for smoothing in ({}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}):
     for target in (integers(4, 5), probabilities(5, 4), positive(5, 4)):  # the last: rows that do not sum to 1
         ce = [(5, 4), target]
         cases("cross_entropy", torch_cross_entropy, ce, [*ce, positive(5)], wrt=(0,), **smoothing)
+    soft = [(5, 4), probabilities(5, 4)]
+    cases("cross_entropy", torch_cross_entropy, soft, [*soft, positive(5)], wrt=(0, 1), **smoothing)
 cases("cross_entropy", torch_cross_entropy, [(1, 3), given([2])], [(4, 1), given([0, 0, 0, 0])], wrt=(0,))
 cases("cross_entropy", torch_cross_entropy, [(3, 4), given([0, 3, 1]), given([0.0, 2.0, 1.0])], wrt=(0,))
 cases("cross_entropy", torch_cross_entropy, [(3, 4), given(np.array([0, 3, 1], dtype="uint8"))], wrt=(0,))
@@ -532,12 +534,13 @@ cases("mse_loss", TF.mse_loss, [normal(3, 4, size=1e-4), normal(3, 4, size=1e-4)
 
 
 def torch_kl_div(x, target):
-    return TF.kl_div(x, target, reduction="batchmean")
+    return TF.kl_div(x, target.double(), reduction="batchmean")
 
 
 for shape in [(3, 4), (1, 4), (5, 1)]:
     cases("kl_div", torch_kl_div, [shape, probabilities(*shape)], wrt=(0,))
 cases("kl_div", torch_kl_div, [(2, 3), given([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])], wrt=(0,))
+cases("kl_div", torch_kl_div, [(3, 3), given(np.eye(3, dtype=int))], wrt=(0,))
 cases("kl_div", torch_kl_div, [normal(2, 3, size=1e4), positive(2, 3)], wrt=(0,))
 
 
@@ -703,6 +706,9 @@ REFUSED = [  # op, inputs, parameters, words of the sentence
     ("nbit", [A], {"bits": 2, "ste": "ede"}, "ste for 2 bits must be 'identity' or 'clipped', not 'ede'"),
     ("nbit", [A], {"bits": 1}, "at least 2 bits, not 1; the quantiser for 1 bit is binary"),
     ("absmax", [A], {"bits": 1}, "at least 2 bits, not 1"),
+    ("absmax", [A], {"bits": 2.5}, "bits must be a whole number, not 2.5"),
+    ("nbit", [A], {"bits": 2.5}, "bits must be a whole number, not 2.5"),
+    ("absmax", [np.array(1.0)], {}, "a single number; an array with at least one axis is needed"),
     ("binary", [A], {"granularity": "column"}, "granularity must be 'row' or 'tensor', not 'column'"),
     (
         "ternary",

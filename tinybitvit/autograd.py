@@ -46,25 +46,21 @@ class _Writes:
 
     def __init__(self) -> None:
         self.clock, self.latest = count(1), 0
-        self.parts: dict[int, dict[tuple[int, int] | None, int]] = {}  # id of a memory's owner -> its part -> when
+        self.times: dict[tuple[int, int], int] = {}  # (first address, the one behind the last) -> when
 
-    def note(self, array: Array, span: tuple[int, int] | None = None) -> None:
-        """The array was changed in place; of a flat one it may be only a span of its elements, (start, stop)."""
+    def note(self, array: Array) -> None:
+        """The array was changed in place."""
         self.latest = next(self.clock)
-        self.parts.setdefault(id(self._owner(array)), {})[span] = self.latest
+        self.times[backend.addresses(array)] = self.latest
 
-    def touched(self, arrays: tuple, since: int) -> bool:
-        """Whether memory of one of these arrays was changed after a moment."""
-        return any(
-            when > since and (span is None or backend.array_module(array).may_share_memory(owner[slice(*span)], array))
-            for array, owner in zip(arrays, map(self._owner, arrays), strict=True)
-            for span, when in self.parts.get(id(owner), {}).items()
-        )
+    def touched(self, values: list, since: int) -> bool:
+        """Whether memory of one of these arrays (other values are left out) was changed after a moment.
 
-    @staticmethod
-    def _owner(array: Array) -> Array:
-        base = getattr(array, "base", None)
-        return array if base is None else base
+        What an array holds cannot be freed and given to another one meanwhile: addresses say whose it is.
+        """
+        changed = [span for span, when in tuple(self.times.items()) if when > since]
+        spans = [backend.addresses(a) for a in values if hasattr(a, "strides")] if changed else []
+        return any(first < end and start < last for first, last in changed for start, end in spans)
 
 
 writes = _Writes()
@@ -92,14 +88,17 @@ class Node:
     def backward(self, g: Array) -> list[tuple[Source, Array, bool]]:
         """(source, its gradient, whether that array is ours alone) for the inputs that want one; frees what was saved.
 
-        g itself, a view, a saved array or one that is given twice may be in other hands; any other was made for us.
+        g itself, a view, one that is given twice or that the forward left in ctx may be in other hands; any other was
+        made for us.
         """
         ctx, name = self.ctx, self.function.__name__
         if ctx is None:
             raise RuntimeError(
                 "this graph was already used by a backward pass, which freed its arrays; run the forward pass again"
             )
-        if writes.latest > self.born and writes.touched(ctx.saved, self.born):
+        left = vars(ctx).values()  # what `save` was given is a tuple among them
+        kept = [a for value in left for a in (value if isinstance(value, (tuple, list)) else (value,))]
+        if writes.latest > self.born and writes.touched(kept, self.born):
             raise RuntimeError(
                 f"backward: an array that {name} had saved was changed since, by an optimiser's step, load_state_dict"
                 " or `p.data -= ...`; run the forward pass again"
@@ -108,13 +107,16 @@ class Node:
         self.ctx = None
         if not isinstance(grads, tuple) or len(grads) != len(self.inputs):
             raise TypeError(f"{name}.backward must return a tuple of {len(self.inputs)} gradients, one per array input")
-        held, wanted = [id(a) for a in (g, *ctx.saved, *grads)], []
+        held, wanted = [id(a) for a in (g, *kept, *grads)], []
         for source, grad, (shape, dtype) in zip(self.inputs, grads, self.like, strict=True):
             if source is None:
                 continue
             if grad is None or grad.shape != shape:
                 got = "None" if grad is None else f"shape {grad.shape}"
-                raise ValueError(f"{name}.backward returned {got} as the gradient of an input of shape {shape}")
+                way_out = "; pass that input as .detach()" if grad is None else ""
+                raise ValueError(
+                    f"{name}.backward returned {got} as the gradient of an input of shape {shape}{way_out}"
+                )
             ours = grad.base is None and held.count(id(grad)) == 1
             wanted.append((source, grad, ours) if grad.dtype == dtype else (source, grad.astype(dtype), True))
         return wanted
@@ -202,7 +204,10 @@ def grad(output: Any, inputs: Sequence[Any], g: Any = None) -> list[Array]:
     if any(source is None for source in sources):
         raise ValueError("grad: every input must have requires_grad=True")
     found = backpropagate(output.source, output_gradient(output, g), wanted=set(sources))
-    return [
-        found[s] if s in found else backend.array_module(t.data).zeros_like(t.data)
-        for s, t in zip(sources, inputs, strict=True)
-    ]
+    grads: list[Array] = []
+    given = set()
+    for source, t in zip(sources, inputs, strict=True):
+        array = found[source] if source in found else backend.array_module(t.data).zeros_like(t.data)
+        grads.append(array.copy() if source in given else array)
+        given.add(source)
+    return grads

@@ -117,6 +117,15 @@ def to_numpy(array: Array) -> np.ndarray:
     return array.get() if _is_device_array(array) else np.asarray(array)
 
 
+def addresses(array: Array) -> tuple[int, int]:
+    """Where the memory of an array's elements begins, and where it has ended."""
+    if not array.size:
+        return 0, 0
+    start = array.data.ptr if _is_device_array(array) else array.__array_interface__["data"][0]
+    reach = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + array.itemsize
+
+
 def to_host(arrays: Sequence[Array]) -> list[np.ndarray]:
     """NumPy arrays of the given arrays; those on a GPU come in one transfer, since each one waits for the GPU."""
     away = [a for a in arrays if _is_device_array(a)]
@@ -151,7 +160,7 @@ def _sent_index(part: Any) -> Array:
 def as_array(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
     """An array from nested lists, scalars or arrays, on the device of `like` (default: where it is, else the CPU).
 
-    Raises TypeError for what holds no numbers or bools.
+    Raises TypeError for what holds no numbers or bools. Numbers in another machine's byte order are turned around.
     """
     if _is_device_array(value) or type(value) is np.ndarray:
         array = value if dtype is None else value.astype(dtype, copy=False)
@@ -166,7 +175,7 @@ def as_array(value: Any, dtype: Any = None, like: Array | None = None) -> Array:
             array = array.astype("float32")  # Python floats have no width of their own: float32 is the default here
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a Tensor needs numbers, not {type(value).__name__} of dtype {array.dtype}")
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 # Elements of a block: large enough that worker threads seldom wait for each other at the interpreter lock, which every

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 FORMAT, VERSION = "tinybitvit", 1
+# What PyTorch's files begin with, new (a zip archive) and old ones.
+PICKLES = (b"PK\3\4", b"\x80\2\x8a")
 AGAIN = "copy or download the file again, or save it again from the model"
 
 # What to do about a fault of the disk, by its number, where it is neither space nor permission.
@@ -140,16 +143,39 @@ def write_safetensors(
 ) -> None:
     """Save NumPy arrays and metadata (what JSON can hold); `read_safetensors` gives back the same or says it cannot.
 
-    Raises CheckpointError where the file cannot be written, and ValueError for what the format cannot hold.
+    JSON holds finite numbers, text, bools, None, lists, and dicts whose keys are text. Raises CheckpointError where the
+    file cannot be written, and ValueError for what the format cannot hold, by its name.
     """
     for name, array in arrays.items():
         if array.dtype.newbyteorder("=") not in map(np.dtype, DTYPES.values()):
             raise ValueError(
                 f"{name} has dtype {array.dtype}: files hold floats, integers and bools of 64 bits at most"
             )
-    text = json.dumps(metadata, allow_nan=False)
+    if fault := _json_fault(metadata, "metadata"):
+        raise ValueError(
+            f"{fault}, which JSON would not give back: put it into finite numbers, text, bools, None, lists, and dicts"
+            " with text as keys"
+        )
+    text = json.dumps(metadata)
     # One entry, because the format keeps several in no fixed order: equal models give equal files.
     write_model(path, tensor_bytes(arrays, {FORMAT: f"{VERSION} {digest(arrays, text)} {text}"}))
+
+
+def _json_fault(value: Any, name: str) -> str | None:
+    """The first entry of metadata that JSON would refuse or give back as something else; None: it keeps all of it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} is {value}"
+    if not isinstance(value, (dict, list, str, int, float, type(None))):
+        return f"{name} is a {type(value).__module__}.{type(value).__name__}".replace(" builtins.", " ")
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                return f"{name} has the key {key!r}"
+    if isinstance(value, (dict, list)):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            if fault := _json_fault(entry, f"{name}[{key!r}]"):
+                return fault
+    return None
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -184,7 +210,7 @@ def read_header(path: str | os.PathLike) -> dict[str, str]:
         with safetensors.safe_open(path, framework="np") as file:
             return file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
+        raise CheckpointError(_not_safetensors(path, error)) from error
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
@@ -202,7 +228,18 @@ def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
     except KeyError as error:
         raise CheckpointError(f"{path} has arrays of dtype {error}: save them as float32 or float16") from error
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {AGAIN}") from error
+        raise CheckpointError(_not_safetensors(path, error)) from error
+
+
+def _not_safetensors(path: str | os.PathLike, error: Exception) -> str:
+    """What to do about a file that safetensors cannot read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(4).startswith(PICKLES):
+            return (
+                f"{path} is a pickle or zip archive, such as PyTorch's .bin, which could run programs and is not read:"
+                " download the model as model.safetensors"
+            )
+    return f"{path} is not a whole safetensors file ({error}): {AGAIN}"
 
 
 def array_bytes(path: str | os.PathLike) -> int:

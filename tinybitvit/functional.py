@@ -173,7 +173,8 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, rng: backend.Generato
         return x
     rng = backend.current_rng() if rng is None else rng
     keep = (rng.random(x.shape, dtype="float32") >= p) / (1 - p)
-    return apply(OPS["dropout"], x, backend.to_device(keep.astype(x.dtype), x.device))
+    dtype = x.dtype if x.dtype.kind == "f" else "float32"
+    return apply(OPS["dropout"], x, backend.to_device(keep.astype(dtype), x.device))
 
 
 def scaled_dot_product_attention(q: Any, k: Any, v: Any, scale: float | None = None) -> Tensor:

@@ -52,12 +52,16 @@ def check_op(
 
     function: a class with `forward(ctx, *arrays, **params)` and `backward(ctx, g)`. inputs: its arrays (floating point
     ones are taken in float64). wrt: positions of the inputs to check (None: all floating point inputs; give it where an
-    input has no gradient by design). An element passes if |backward - numeric| <= atol + rtol * the largest |numeric|
-    of that input. The error names the function, the input and the worst element, with both values. Where the function
-    has a kink (relu at 0) finite differences are meaningless: keep inputs 1e-4 away from it.
+    input has no gradient by design); TypeError where that is none, or one of whole numbers. An element passes if
+    |backward - numeric| <= atol + rtol * the largest |numeric| of that input. The error names the function, the input
+    and the worst element, with both values. Where the function has a kink (relu at 0) finite differences are
+    meaningless: keep inputs 1e-4 away from it.
     """
     name = name or function.__name__
     arrays = [backend.as_array(a) for a in inputs]
+    checked = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"] if wrt is None else wrt
+    if not checked or any(arrays[i].dtype.kind != "f" for i in checked):
+        raise TypeError(f"{name}: whole numbers have no gradient that could be checked; give floats: [1.0, 2.0]")
     arrays = [a.astype("float64") if a.dtype.kind == "f" else a for a in arrays]
     before = [a.copy() for a in arrays]
     ctx, y = run_forward(function, arrays, params)
@@ -77,9 +81,8 @@ def check_op(
         assert bool(((a == kept) | (kept != kept)).all()), (
             f"{name} changed its input {i} in place; compute a new array instead"
         )
-    for i in range(len(arrays)) if wrt is None else wrt:
-        if arrays[i].dtype.kind == "f":
-            _compare(name, i, grads[i], arrays[i], numeric_gradient(function, arrays, params, i, g), rtol, atol)
+    for i in checked:
+        _compare(name, i, grads[i], arrays[i], numeric_gradient(function, arrays, params, i, g), rtol, atol)
 
 
 def _compare(name: str, i: int, grad: Array | None, x: Array, numeric: Array, rtol: float, atol: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from . import autograd, backend
 from .backend import Array
 from .nn import Module
+from .ops.base import widened
 from .tensor import Tensor
 
 Params: TypeAlias = Iterable[Any]  # Parameters, or the dicts of groups of them
@@ -46,13 +47,13 @@ class FlatBuffer:
 
     def attach(self) -> None:
         """Make every Parameter's data a view of the buffer again where somebody replaced it."""
-        for p, view, span in zip(self.params, self.views, self.spans, strict=True):
+        for p, view in zip(self.params, self.views, strict=True):
             if p.data is not view:
                 if p.shape != view.shape:
                     raise RuntimeError(f"a parameter has changed its shape from {view.shape} to {p.shape}")
                 view[...] = p.data
                 p.data = view
-                autograd.writes.note(self.data, (span.start, span.stop))
+                autograd.writes.note(view)
 
     def gather(self) -> list[tuple[slice, int]]:
         """Bring all gradients into the buffer; returns the spans to update and for the how manieth time.
@@ -81,7 +82,7 @@ class FlatBuffer:
         """(data, gradient, count, *slots) of at most CHUNK elements; of whole pieces on a GPU: it has no such cache."""
         size = CHUNK if backend.device_of(self.data) == "cpu" else self.data.size
         for span, count in pieces:
-            autograd.writes.note(self.data, (span.start, span.stop))
+            autograd.writes.note(self.data[span])
             for start in range(span.start, span.stop, size):
                 stretch = slice(start, min(start + size, span.stop))
                 yield self.data[stretch], self.grad[stretch], count, *(slot[stretch] for slot in self.slots)
@@ -247,9 +248,10 @@ class WarmupCosine:
     """
 
     def __init__(self, optimizer: Any, total: int, warmup: int = 0, final: float = 0.0) -> None:
-        if total < 1 or not 0 <= warmup <= total or not 0 <= final < math.inf:
+        counts = backend.is_number(total, 1, whole=True) and backend.is_number(warmup, 0, total, whole=True)
+        if not counts or not backend.is_number(final, 0):
             raise ValueError(
-                "the schedule needs total >= 1 and 0 <= warmup <= total and final >= 0,"
+                "the schedule needs whole numbers total >= 1 and 0 <= warmup <= total, and final >= 0,"
                 f" not total={total}, warmup={warmup}, final={final}"
             )
         self.optimizer, self.total, self.warmup, self.final = optimizer, total, warmup, final
@@ -291,7 +293,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Any:
         # one set by hand, whose `*=` would make another Tensor
         p.grad = p.grad.data if isinstance(p.grad, Tensor) else p.grad
     grads: list[Array] = [p.grad for p in learning]
-    squares = [(g * g).sum() for g in grads]
+    squares = [(wide * wide).sum() for wide in map(widened, grads)]
     if not grads or backend.device_of(grads[0]) == "cpu":
         norm = math.sqrt(sum(map(float, squares)))
         if norm > max_norm:

@@ -1,5 +1,6 @@
 """Tensor: an array that remembers where it came from, and `apply`, the one place where arrays become Tensors."""
 
+import math
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, NoReturn
@@ -53,9 +54,14 @@ def _constant(value: Any, beside: tuple) -> Array:
         value = value.item()
     if like is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return backend.as_array(value, like=like)
-    # an int keeps to an integer array, but a fraction must not be cut off by one, nor any number by a mask
-    fits = like.dtype.kind == "f" or (like.dtype.kind in "iu" and isinstance(value, int))
-    return backend.as_array(value, dtype=like.dtype if fits else None, like=like)
+    dtype = like.dtype
+    if isinstance(value, int) and dtype.kind in "iu":
+        limits = backend.host.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise OverflowError(f"{value} is no {dtype}: make the Tensor beside it with dtype='int64' or 'float32'")
+    elif dtype.kind != "f":  # a fraction must not be cut off by an integer array, nor any number by a mask
+        dtype = None if isinstance(value, int) else backend.host.result_type(dtype, "float32")
+    return backend.as_array(value, dtype=dtype, like=like)
 
 
 def _as_array(xp: Any, y: Any) -> Array:
@@ -83,6 +89,9 @@ def _comparison(name: str) -> Callable[["Tensor", Any], "Tensor"]:
         except TypeError:
             # no numbers at all: Python then asks the other side, and has an answer of its own
             return NotImplemented
+        except OverflowError:
+            # beyond all numbers of this dtype
+            other = backend.as_array(math.inf if other > 0 else -math.inf, like=self._data)
         xp = backend.array_module(self._data, other)
         return Tensor._of(_as_array(xp, getattr(xp, name)(self._data, other)))
 
@@ -129,7 +138,10 @@ class Tensor:
         if array is self._data:
             # `p.data -= step` comes here with the array that it has changed
             autograd.writes.note(array)
-        self._data = backend.as_array(array._data if isinstance(array, Tensor) else array)
+        array = backend.as_array(array._data if isinstance(array, Tensor) else array)
+        if self._requires_grad:
+            _check_floats(array)
+        self._data = array
 
     data = property(attrgetter("_data"), _set_data)
 
@@ -143,11 +155,8 @@ class Tensor:
             raise RuntimeError(
                 "requires_grad can be set on leaves only; use .detach() to cut a computed Tensor off its graph"
             )
-        if value and self._data.dtype.kind != "f":
-            raise TypeError(
-                f"only floating point Tensors can have a gradient, not {self._data.dtype};"
-                " convert it with dtype='float32'"
-            )
+        if value:
+            _check_floats(self._data)
         self._requires_grad = bool(value)
 
     @property
@@ -315,6 +324,13 @@ class Tensor:
 
     def tanh(self) -> "Tensor":
         return apply(OPS["tanh"], self)
+
+
+def _check_floats(array: Array) -> None:
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"only floating point Tensors can have a gradient, not {array.dtype}; convert it with dtype='float32'"
+        )
 
 
 def _unpacked(numbers: tuple) -> Any:

@@ -189,8 +189,8 @@ for n in range(1, 17):
 answer("visits", 131071, measured=visits)
 
 # %% [markdown]
-# Right, and exponentially slow: it walks every *path* from the output down, and there are $2^n$ of them. A residual
-# connection $x + f(x)$ is such a doubling; a Transformer of 12 blocks has 24 of them.
+# Right, and exponentially slow: it walks every *path* from the output down, and there are $2^n$ of them. In a Vision
+# Transformer $x + f(x)$ occurs dozens of times (lesson 04), and each is such a doubling.
 #
 # The cure: a value waits until **all** of its consumers have delivered, and only then hands on the sum, once. So count
 # the deliveries first, then walk. Both walks are loops, not recursions, because Python gives up at 1,000 nested calls,

@@ -352,7 +352,7 @@ assert off < 1e-6
 # ## 5. What is lost: where
 #
 # Multiplying each patch by the same matrix forgets where the patch was. And what follows does not mend it: attention
-# and MLP treat all tokens alike, and at the end the tokens are averaged.
+# (lesson 03) and a small network for each token (lesson 04) treat all tokens alike, and at the end they are averaged.
 #
 # Take a fresh network, set its position vectors to zero, and shuffle the patches of an image like the tiles of a
 # sliding puzzle. How much do its ten outputs change?

@@ -41,7 +41,8 @@ numeric_gradient, softmax = mine("numeric_gradient", "softmax")
 #
 # Cut and embed; tokens talk to each other; each token thinks alone; a vote. These are equations 1 to 4 of Dosovitskiy
 # et al. 2020 (arXiv 2010.11929), with a mean over the patches where the paper reads a class token. MSA is attention
-# with its two linear layers. The two middle lines are a *block*.
+# with its two linear layers; LN brings every token to one size (section 2); the MLP is two linear layers with a bend
+# between them (section 3). The two middle lines are a *block*.
 #
 # An image of 8 x 8 pixels in patches of 2 x 2, dim 32, 4 heads. How many shares of attention are there in one block?
 

@@ -118,7 +118,8 @@ def best_scale(w, b):
 # **Zero.** `np.sign(0)` is 0: a *third* value, which does not fit into a bit. The library says $+1$.
 #
 # **The mean.** If all weights of a row are positive, all signs are $+1$ and say nothing. BitNet takes the signs of
-# $w - \mu$, where $\mu$ is the mean of the row. And the scale? The least-squares one *for what is rounded*.
+# $w - \mu$, where $\mu$ is the mean of the matrix; here it is that of the row, so that each row has both signs. And the
+# scale? The least-squares one *for what is rounded*.
 #
 # Take the row $(3, 1, 2, 6)$. What are its codes?
 
@@ -350,11 +351,11 @@ fig
 #
 # "Pretend the step is the identity" is one lie. Others pretend that it was a smooth curve: a ramp, an S. Its slope
 # $a(v)$ at $v = (w - \mu) / \beta$ then multiplies $g$. So a weight near the jump, which may soon flip, gets more of
-# the gradient than one far away. Such a curve climbs from $-1$ to $+1$, as the step does, so that its slope has an
-# *area* of 2.
+# the gradient than one far away.
 #
 # Yours is the tent: highest at 0, falling on a straight line to 0 at $v = \pm$ `width` (Liu et al. 2018, arXiv
-# 1808.00278, with width 1). How high must it be?
+# 1808.00278, with width 1). Its curve climbs from $-1$ to $+1$, as the step does, so its slope has an *area* of 2. How
+# high must it be?
 
 
 # %% kind="your-turn"
@@ -414,8 +415,9 @@ assert np.allclose(sharpening(grid, 10.0), ste.slope(np, grid, "ede", temperatur
 fig
 
 # %% [markdown]
-# The track: three layers of signs, 32 wide, that read the digits as rows of 64 numbers; 300 steps; **five seeds** each,
-# because one training proves nothing. `use` puts each lie into the library.
+# The track: three layers of signs, 32 wide, that read the digits as rows of 64 numbers; 300 steps; **five seeds** each
+# (a seed decides the random first weights and the order of the images), because one training proves nothing. `use` puts
+# each lie into the library.
 
 
 # %%
@@ -486,11 +488,9 @@ fig
 # %% [markdown]
 # The lie closest to the truth is the worst one. The narrow tent hears only the weights within $0.3$ of the jump, and
 # there are few; all others never move, so that few codes change. Each lie that lets most weights move is fine, the
-# identity included, and they differ by little more than the scatter between seeds. The rising temperature came first in
-# our races of 150, 300 and 600 steps, by about a point: gentle while much has to change, near the truth when little
-# has. With a third of the learning rate it did not. And in a Vision Transformer on the same digits (16 wide, five
-# seeds) the lies differed by 2 points, where the seeds differ by 7. BitNet takes the identity, and so does the library
-# unless it is told otherwise.
+# identity included, and they differ by little more than the scatter between seeds. The rising temperature is gentle
+# while much has to change and near the truth when little has; whether that is worth a point, five seeds cannot say.
+# BitNet takes the identity, and so does the library unless it is told otherwise.
 #
 # No straight-through gradient passes the checker of tutorial 01: it is not the derivative of the forward pass.
 

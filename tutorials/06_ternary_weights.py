@@ -30,7 +30,8 @@ binary_codes = mine("binary_codes")
 # %% [markdown]
 # ## 1. Four weights again
 #
-# Equations 1 to 3 of the paper: divide by the mean absolute value of the row, round, clip.
+# Equations 1 to 3 of the paper, with a scale for each row where the paper has one for the matrix: divide by the mean
+# absolute value, round, clip.
 #
 # $$\beta = \frac1n \sum_i |w_i|, \qquad t_i = \text{clip}\!\left(\text{round}(w_i / \beta), -1, 1\right), \qquad
 # w_i \approx \beta\, t_i .$$
@@ -481,7 +482,8 @@ answer("the better output", "B", measured=min(errors, key=errors.get))
 
 # %%
 def run(layers, images):
-    h = tb.Tensor(((images - 4.9) / 6.0).reshape(len(images), -1).astype("float32"))
+    pixels = (images - digits.X_train.mean()) / digits.X_train.std()
+    h = tb.Tensor(pixels.reshape(len(images), -1).astype("float32"))
     for layer in layers[:-1]:
         h = F.gelu(layer(h))
     return layers[-1](h)
@@ -539,8 +541,8 @@ for (name, when), found in results.items():
 means = {key: found[:, 1].mean() for key, found in results.items()}
 behind = {(name, when): means["mean", when] - means[name, when] for name, when in results if name != "8 bits"}
 answer("yours in training, against the mean", "within 2 points")
-answer("the largest afterwards, behind the mean", 30, measured=behind["largest", "afterwards"], tolerance=20)
-answer("the largest in training, behind the mean", 4, measured=behind["largest", "in training"], tolerance=4)
+answer("the largest afterwards, behind the mean", 25, measured=behind["largest", "afterwards"], tolerance=20)
+answer("the largest in training, behind the mean", 1.8, measured=behind["largest", "in training"], tolerance=3)
 assert abs(behind["survivors", "in training"]) < 2
 assert results["survivors", "in training"][:, 0].mean() < 0.85 * results["mean", "in training"][:, 0].mean()
 unuse()
@@ -562,16 +564,11 @@ fig
 
 # %% [markdown]
 # In training (blue) an error a quarter smaller buys nothing that eight seeds can see, and one twice as large costs a
-# few points. Where training is over (orange), the same doubling costs about 30: there the weights are all we have, and
-# their error does count.
+# couple of points. Where training is over (orange), the same doubling costs ten times as many: there the weights are
+# all we have, and their error does count.
 #
-# Nor is this the last word. In a small Vision Transformer on the same digits (32 wide, two blocks, 12 epochs, five
-# seeds) the *largest* came out at 91.1 % $\pm$ 1.2, your survivors at 91.0 $\pm$ 1.8, the mean at 88.6 $\pm$ 2.4. (When
-# this tutorial was first written its author predicted the opposite. Predict, then measure.)
-#
-# The moral is not "use the largest weight". A proxy points the way from afar: half of the energy lost is bad. It does
-# not choose between neighbours. **If you can measure the goal, measure it**, with several seeds, and report the
-# scatter.
+# A proxy points the way from afar: half of the energy lost is bad. It does not choose between neighbours. **If you can
+# measure the goal, measure it**, with several seeds, and report the scatter.
 #
 # ## What you take along
 #

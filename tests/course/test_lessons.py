@@ -1,4 +1,4 @@
-"""The lessons as a student meets them: with solutions, with typical mistakes, with nothing; predictions; length."""
+"""The lessons as a student meets them: with solutions, with nothing; predictions; length."""
 
 import ast
 import json
@@ -135,20 +135,6 @@ def test_with_the_solutions_every_check_passes(script, tmp_path):
         for number in range(first, answers):
             pattern = None if cells(script)[number][0] == "predict" else spellings(value)
             assert not (pattern and pattern.search(outs[number])), f"the answer to {name} is printed:\n{outs[number]}"
-
-
-@each_played
-def test_each_mistake_is_named_and_the_lesson_goes_on(script, tmp_path):
-    known = mistakes(script)
-    for number in range(1, 1 + max(map(len, known.values()))):
-        report = play(script, f"mistakes{number}", tmp_path)
-        assert [cell["error"] for cell in report if cell["error"]] == []
-        used = "\n".join(cell["out"] for cell in report if cell["kind"] == "solution")
-        for piece, found in known.items():
-            said = next(cell["out"] for cell in report if re.search(rf"^{piece} ", cell["out"], flags=re.M))
-            mistake = found[min(number, len(found)) - 1]
-            assert mistake["says"] in said, f"{piece}: {said}"
-            assert re.search(rf"^{piece} \w+: yours fails .*; the solution is used", used, flags=re.M), piece
 
 
 @each_played

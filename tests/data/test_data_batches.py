@@ -410,3 +410,59 @@ def test_loader_refuses():
     for batch_size, prefetch in ((0, 1), (4, -1)):
         with pytest.raises(ValueError, match="batch_size must be at least 1 and prefetch 0"):
             Loader(X, y, batch_size, prefetch=prefetch)
+
+
+# ---- what an augmentation returns
+
+
+def noise(X, rng):
+    return X + rng.normal(0, 1, X.shape)
+
+
+@pytest.mark.parametrize("change", [noise, lambda X, rng: X.astype(int), lambda X, rng: X.astype("float32") * 3 - 40])
+def test_bytes_stay_bytes(change, rng):
+    """Floats would be taken as they are, 255 times too large."""
+    X = images(rng, 12, 5, 5, 1)
+    (x, _) = next(iter(Loader(X, np.arange(12), 12, shuffle=False, rng=0, augment=change, transform=lambda x: x)))
+    plain = change(X.astype(float), np.random.default_rng(np.random.default_rng(0).integers(2**63)))
+    assert x.dtype == np.uint8
+    np.testing.assert_array_equal(x, np.rint(plain).clip(0, 255))
+
+
+def test_floats_stay_floats(rng):
+    X = rng.random((6, 5, 5, 1))
+    out = transforms.augmented(X * 255, lambda X, rng: X.astype("uint8"), rng)
+    assert out.dtype == np.float32
+    assert transforms.augmented(X, noise, rng).dtype == np.float64
+    bits = X > 0.5
+    assert transforms.augmented(bits, lambda X, rng: X * 1.0, rng).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda X, rng: None, r"augment must return images of the shape that it gets, \(4, 6, 6, 3\), not NoneType"),
+        (lambda X, rng: X[:-1], r"augment .*not \(3, 6, 6, 3\) of uint8"),
+        (lambda X, rng: X[:, ::2], r"augment .*not \(4, 3, 6, 3\) of uint8"),
+        (lambda X, rng: X.astype(str), r"augment .* of <U3"),
+        (lambda X, rng: X / 255, r"augment was given bytes in 0\.\.255 and returned numbers in 0\.\.1"),
+        (lambda X, rng: X * np.nan, "augment must return finite pixels"),
+    ],
+)
+def test_what_an_augmentation_may_not_return(change, words, rng):
+    X = images(rng, 4, 6, 6, 3)
+    with pytest.raises(ValueError, match=words):
+        list(Loader(X, np.arange(4), 4, augment=change))
+
+
+def test_cutout_of_bits_is_their_mean_rounded(rng):
+    """White only where most of the image is white."""
+    few = np.zeros((40, 8, 8, 1), bool)
+    few[:, 0, 0] = True
+    assert cutout(few, rng, 4).sum() <= 40
+    assert cutout(~few, rng, 4).mean() >= 63 / 64
+
+
+def test_normalize_fit_takes_a_list(rng):
+    X = images(rng, 5, 4, 4, 1)
+    np.testing.assert_array_equal(Normalize.fit(X.astype(int).tolist()).mean, Normalize.fit(X.astype(int)).mean)

@@ -88,6 +88,63 @@ def test_validation_folders(tmp_path, rng):
         load_image_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["valid", "validation", "Test", "VAL"])
+def test_other_names_of_a_split(name, tmp_path, rng):
+    make_folder(tmp_path / "train", rng, ("a", "b"), 2)
+    held = make_folder(tmp_path / name, rng, ("a", "b"), 1)
+    np.testing.assert_array_equal(
+        load_image_folder(tmp_path).X_test, np.stack([i for own in held.values() for i in own])
+    )
+
+
+@pytest.mark.parametrize("names", [("train",), ("train", "held out"), ("training", "test"), ("2023", "2024")])
+def test_splits_that_are_none_are_named_and_stay(names, tmp_path, rng):
+    for name in names:
+        make_folder(tmp_path / name, rng, ("a", "b"), 2)
+    with pytest.raises(
+        DataError, match=r"pictures in folders of its own \(a, b\), .* name the folders of a split"
+    ) as error:
+        load_image_folder(tmp_path)
+    assert "remove" not in str(error.value) and "delete" not in str(error.value)
+
+
+def test_pictures_that_would_be_left_out(tmp_path, rng):
+    make_folder(tmp_path / "train", rng, ("a", "b"), 4)
+    make_folder(tmp_path / "test", rng, ("a", "b"), 1)
+    make_folder(tmp_path / "extra", rng, ("a", "b"), 1)
+    with pytest.raises(DataError, match=r"split into test, train, and the pictures in extra would be left out"):
+        load_image_folder(tmp_path)
+    (tmp_path / "extra").rename(tmp_path / "train" / "a" / "more")
+    with pytest.raises(DataError, match=r"a holds pictures in folders of its own \(more\), which would be left out"):
+        load_image_folder(tmp_path)
+    (tmp_path / "train" / "a" / "more").rename(tmp_path / ".more")
+    assert len(load_image_folder(tmp_path).X_train) == 8
+    save(tmp_path / "train" / "b" / "9.tif", colours(rng))
+    with pytest.raises(DataError, match=r"9.tif is a picture, but none of .bmp, .gif"):
+        load_image_folder(tmp_path)
+    (tmp_path / "train" / "b" / "9.tif").unlink()
+    make_folder(tmp_path / "validation", rng, ("a", "b"), 1)
+    make_folder(tmp_path / "val", rng, ("a", "b"), 1)
+    with pytest.raises(DataError, match=r"val.* and .*validation are the same part of a split"):
+        load_image_folder(tmp_path)
+
+
+def test_arguments_of_folders(tmp_path, rng):
+    make_folder(tmp_path, rng)
+    for size in ([8, 8], (np.int64(8), 8), np.int64(8), 8):
+        assert load_image_folder(tmp_path, size=size).X_train.shape[1:3] == (8, 8)
+    for name, values in {"size": [True, (True, 8)], "seed": [1.5, None, -1, "0"], "test_size": ["a", None, -1]}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} must"):
+                load_image_folder(tmp_path, **{name: value})
+
+
+def test_models_of_other_channels_take_no_pictures(tmp_path, rng):
+    save(tmp_path / "a.png", colours(rng))
+    with pytest.raises(ValueError, match="1 or 3 channels, and the model takes 4"):
+        data.read_image(tmp_path / "a.png", (6, 5, 4))
+
+
 def test_labels_as_names(tmp_path, rng):
     make_folder(tmp_path / "train", rng, ("cat", "dog"), 2)
     make_folder(tmp_path / "test", rng, ("dog",), 1)
@@ -127,6 +184,12 @@ def test_transparent_pixels_are_white(tmp_path):
     rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 127]]], np.uint8)
     found = two_classes(tmp_path, rgba)
     np.testing.assert_array_equal(found, [[[255, 0, 0], [255, 255, 255], [128, 128, 128]]])
+
+
+def test_the_transparent_level_of_sixteen_bits_is_white(tmp_path):
+    levels = np.array([[0, 255, 256], [4095, 32768, 65535]], np.uint16)
+    found = two_classes(tmp_path, levels, transparency=4095)
+    np.testing.assert_array_equal(found[..., 0], np.where(levels == 4095, 255, levels >> 8))
 
 
 def test_palettes_bits_and_cmyk(tmp_path, rng):

@@ -1,12 +1,14 @@
 """Units: what pixels are, when others are converted to them, and when that is refused."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybitvit.data import Normalize, load_digits
-from tinybitvit.data.images import Units, border_mean
+from tinybitvit.data.images import Units, border_mean, check_images, scaled_columns
 
 BYTES = load_digits().X_train[:60]  # uint8, 0..255
 
@@ -87,6 +89,83 @@ def test_black_and_white_floats_may_be_either():
     np.testing.assert_array_equal(norm.preparation(X)(X), norm(X))
     black = np.zeros((1, 8, 8, 1))
     np.testing.assert_allclose(Normalize.fit(BYTES).preparation(black)(black), norm(black), atol=1e-5)
+
+
+@pytest.mark.parametrize("seen", ["bool", "float32", "uint8", "int64"])
+@pytest.mark.parametrize("asked", ["bool", "float32", "uint8", "int64"])
+def test_0_and_1_are_black_and_white_in_any_container(seen, asked):
+    """Images of bits: a uint8 of 1 is white, and no nearly black byte."""
+    X = BYTES > 99
+    norm = Normalize.fit(X.astype(seen))
+    found = norm.preparation(X.astype(asked))(X.astype(asked))
+    np.testing.assert_allclose(found, norm(X.astype(seen)), atol=1e-5)
+    mine = Normalize.fit(X.astype(asked))  # a student, whose teacher is the other
+    sight = mine.sight(norm, X.astype(asked)) or (lambda x: x)
+    np.testing.assert_allclose(sight(mine(X.astype(asked))), norm(X.astype(seen)), atol=1e-5)
+    if seen in ("bool", "float32"):  # true bytes are converted all the same
+        np.testing.assert_allclose(norm.preparation(X * np.uint8(255))(X * np.uint8(255)), found, atol=1e-5)
+
+
+def test_bytes_are_not_told_to_come_as_bytes():
+    with pytest.raises(ValueError, match=r"scale X to the range of the fit$"):
+        norm = Normalize.fit(BYTES // 16)
+        norm.preparation(BYTES)
+    with pytest.raises(ValueError, match=r"or give bytes as uint8$"):
+        norm = Normalize.fit(BYTES)
+        norm.preparation(BYTES / 255 * 16 + 0.1)
+
+
+# --- columns that were scaled each for itself -------------------------------------------------------------------------
+
+RAW = load_digits().X_train[:200].reshape(200, -1) // 16 * 1.0
+SCALERS = {
+    "min and max": lambda X: (X - X.min(0)) / np.maximum(X.max(0) - X.min(0), 1),
+    "largest": lambda X: X / np.maximum(np.abs(X).max(0), 1),
+    "mean and std": lambda X: (X - X.mean(0)) / np.where(X.std(0), X.std(0), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SCALERS)
+def test_columns_scaled_each_for_itself_are_recognised(name, dtype):
+    rows = SCALERS[name](RAW).astype(dtype)
+    assert scaled_columns(rows)
+    norm = Normalize.fit(rows.reshape(-1, 8, 8, 1), scaled=True)
+    assert Normalize.from_dict(norm.to_dict()).units == norm.units and norm.units.scaled
+    unseen = rows[:3].reshape(-1, 8, 8, 1).copy()
+    unseen[1, 3, 3], unseen[2, 3, 3] = rows.max() + 7 * np.ptp(rows), rows.min() - 7 * np.ptp(rows)
+    np.testing.assert_array_equal(norm.preparation(unseen)(unseen), norm(unseen))
+    one = unseen[:1]
+    np.testing.assert_array_equal(norm.preparation(one)(one), norm(one))
+    far = unseen.copy()
+    far[0, 0, 0] = rows.max() + 9 * np.ptp(rows)
+    raw = RAW[:20].reshape(-1, 8, 8, 1)
+    for strange in (far, raw, raw.astype("uint8"), BYTES, BYTES.astype("float32")):
+        with pytest.raises(ValueError, match="whose columns were each scaled for itself"):
+            norm.preparation(strange)
+
+
+@pytest.mark.parametrize("scale", [1, 1 / 16, 1 / 255, 17 / 255])
+def test_one_scale_for_all_columns_is_none_each(scale):
+    rows = RAW * scale
+    assert (
+        not scaled_columns(rows) and not scaled_columns(rows.astype("float32")) and not scaled_columns(RAW.astype(int))
+    )
+    full = np.vstack([BYTES.reshape(60, -1), np.zeros((1, 64)), np.full((1, 64), 255)])  # all columns reach both ends
+    assert not scaled_columns(full / 255) and not scaled_columns((full / 127.5 - 1).astype("float32"))
+    assert not scaled_columns(np.full((9, 4), 0.5)) and not scaled_columns(np.full((9, 4), math.nan))
+
+
+def test_other_units_are_written_as_they_were():
+    assert "scaled" not in Normalize.fit(BYTES).to_dict()["units"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_planes_of_colours_are_refused(channels):
+    with pytest.raises(ValueError, match=r"looks like \(N, C, H, W\)"):
+        check_images(np.zeros((2, channels, 32, 32)), None)
+    assert check_images(np.zeros((2, 4, 32, 3)), None).shape == (2, 4, 32, 3)
+    assert check_images(np.zeros((2, 4, 32)), None).shape == (2, 4, 32, 1)
 
 
 def test_numbers_that_are_not_finite_are_named():

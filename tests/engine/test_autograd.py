@@ -362,6 +362,9 @@ def test_gradients_of_grad_share_no_memory(rng):
     a, b, g = leaf(rng, 2, 3), leaf(rng, 2, 3), rng.standard_normal((2, 3))
     h = a + b
     assert_separate(*tb.grad(h + 0, [a, b, h], g), g)
+    found = tb.grad((a + b) * 2, [a, b, a, a], g)
+    assert_separate(*found, g)
+    assert all(np.array_equal(d, 2 * g) for d in found)
 
 
 HANDED_OUT = {  # what a backward may return without having made it for the engine alone
@@ -498,7 +501,11 @@ def test_grad_of_an_input_without_requires_grad(rng):
         (lambda ctx, g: [g, g], TypeError, "must return a tuple of 2 gradients"),
         (lambda ctx, g: (g,), TypeError, "must return a tuple of 2 gradients, one per array input"),
         (lambda ctx, g: (g, g, g), TypeError, "must return a tuple of 2 gradients"),
-        (lambda ctx, g: (g, None), ValueError, r"returned None as the gradient of an input of shape \(3,\)"),
+        (
+            lambda ctx, g: (g, None),
+            ValueError,
+            r"returned None as the gradient of an input of shape \(3,\); pass that input as .detach\(\)",
+        ),
         (lambda ctx, g: (g, g[:2]), ValueError, r"returned shape \(2,\) as the gradient of an input of shape \(3,\)"),
     ],
 )

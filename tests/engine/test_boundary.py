@@ -64,8 +64,42 @@ def test_a_tensor_to_the_power_of_a_tensor_is_as_in_torch(base, exponent):
 def test_a_whole_number_beside_bytes_must_fit_them():
     x = Tensor(np.array([1, 200], "uint8"))
     assert (x + np.int64(1)).dtype == "uint8"
-    with pytest.raises(OverflowError):
+    with pytest.raises(OverflowError, match=r"^300 is no uint8: make the Tensor beside it with dtype='int64'"):
         x + 300
+
+
+@pytest.mark.parametrize("compare", [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int64", "uint64"])
+@pytest.mark.parametrize("number", [-1, 300, -(2**15) - 1, 2**63, -(2**63) - 1, 2**70, -(2**2000), 100, 16777216.5])
+def test_any_number_can_be_compared_with_whole_ones(compare, dtype, number):
+    values = np.array([1, 100, np.iinfo(dtype).min, np.iinfo(dtype).max], dtype)
+    found = compare(Tensor(values), number)
+    assert found.dtype == bool
+    if isinstance(number, int) or dtype in ("uint8", "int8", "int16"):
+        assert found.numpy().tolist() == [compare(int(v), number) for v in values]
+
+
+def test_a_fraction_beside_whole_numbers_keeps_its_digits():
+    assert (Tensor([3]) * 0.1).item() == 3 * 0.1
+    assert not (Tensor([16777216]) == 16777216.5).item()
+    assert (Tensor(np.array([3], "uint8")) * 0.1).dtype == "float32"  # images stay as small as they were
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">u2"])
+def test_the_byte_order_of_other_machines_is_turned_around(dtype):
+    values = np.array([[1.0, 2.0, 3.0, 5.0]]).astype(dtype)
+    for x in (Tensor(values), Tensor(np.zeros(1), dtype=dtype), tb.functional.as_tensor(values) + 0):
+        assert x.dtype.isnative
+    assert Tensor(values).numpy().tolist() == values.tolist()
+    if dtype == ">f4":
+        assert np.array_equal(F.absmax(Tensor(values)).numpy(), F.absmax(Tensor(values.astype("float32"))).numpy())
+
+
+def test_what_learns_keeps_to_fractions():
+    p = nn.Parameter(np.ones(3, "float32"))
+    with pytest.raises(TypeError, match="only floating point Tensors can have a gradient, not int64"):
+        p.data = [1, 2, 3]
+    assert p.dtype == "float32"
 
 
 # --- conversions ------------------------------------------------------------------------------------------------------

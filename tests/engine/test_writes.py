@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from devices import each_device, fetch
 
 from tinybitvit import Tensor, nn
 from tinybitvit import functional as F
+from tinybitvit.ops import Function
 from tinybitvit.optim import SGD, AdamW
+from tinybitvit.tensor import apply
 
 START = np.array([1.0, 2.0, 3.0], "float32")
 
@@ -120,3 +124,76 @@ def test_training_steps_are_not_disturbed():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@each_device
+def test_a_bystander_in_the_same_buffer_may_change(device):
+    """Two layers in one optimiser share a flat buffer: what happens to one of them is no business of the other."""
+    first, second = nn.Linear(3, 3).to(device), nn.Linear(3, 3).to(device)
+    SGD([*first.parameters(), *second.parameters()], lr=0.1)
+    x = Tensor(np.ones((1, 3), "float32"), requires_grad=True, device=device)
+    loss = (first(x) ** 2).sum()
+    second.bias.data -= 1
+    loss.backward()
+    assert fetch(first.weight.grad).any()
+    loss = (first(x) ** 2).sum()
+    first.weight.data -= 1
+    with pytest.raises(RuntimeError, match="changed since"):
+        loss.backward()
+
+
+def torch_memory(tmp_path):
+    return torch.ones(3).numpy()
+
+
+def mapped_file(tmp_path):
+    array = np.memmap(tmp_path / "weights", dtype="float32", mode="w+", shape=3)
+    array[:] = 1
+    return array
+
+
+def bytes_of_another(tmp_path):
+    return np.frombuffer(bytearray(START.tobytes()), "float32")
+
+
+@pytest.mark.parametrize("memory", [torch_memory, mapped_file, bytes_of_another])
+def test_a_change_of_memory_that_belongs_to_others_is_noticed(memory, tmp_path):
+    w = Tensor(memory(tmp_path), requires_grad=True)
+    y = (w.reshape(3, 1) ** 2).sum()
+    w.data -= 5
+    with pytest.raises(RuntimeError, match="changed since"):
+        y.backward()
+
+
+@pytest.mark.parametrize("keep", [lambda x, w: (x, w), lambda x, w: [x, w]])
+def test_what_a_forward_keeps_as_an_attribute_is_watched_and_not_written_into(keep):
+    class Dot(Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.kept = keep(x, w)
+            return (x * w).sum()
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w = ctx.kept
+            return w, x
+
+    class Plain(Dot):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.x, ctx.w = x, w
+            return (x * w).sum()
+
+        @staticmethod
+        def backward(ctx, g):
+            return ctx.w, ctx.x
+
+    for function in (Dot, Plain):
+        x, w = Tensor(START.copy(), requires_grad=True), nn.Parameter(2 * START)
+        (apply(function, x, w) + apply(function, x, w)).backward()
+        assert x.data.tolist() == START.tolist() and w.data.tolist() == (2 * START).tolist()
+        assert x.grad.tolist() == (4 * START).tolist() and w.grad.tolist() == (2 * START).tolist()
+        y = apply(function, x, w)
+        w.data -= 1
+        with pytest.raises(RuntimeError, match="changed since"):
+            y.backward()

@@ -119,6 +119,39 @@ def test_copies_and_clones(models, monkeypatch):
     assert not made  # the session is kept from answer to answer
 
 
+def test_answers_follow_the_network_whatever_changed_it(models):
+    """load_state_dict, an update of a Trainer, an array put in place, and another network."""
+    fast, other = models[32].pack(**ORT), fit(bits=32, random_state=1)
+    slow = copy.deepcopy(models[32])
+
+    def change_all(change):
+        for model in (fast, slow):
+            change(model)
+        near(fast, slow)
+
+    near(fast, slow)
+    change_all(lambda m: m.model_.load_state_dict(other.model_.state_dict()))
+    near(fast, other)
+
+    def update(model):
+        optimizer = tb.optim.AdamW(model.model_.parameters(), lr=0.01)
+        tb.train.Trainer(model.model_, optimizer, workers=1).step(model.prepare(X), np.arange(80) % 10)
+
+    change_all(update)
+    assert np.abs(fast.decision_function(T) - other.decision_function(T)).max() > 1e-3
+
+    def replace(model):
+        model.model_.head.bias.data = np.linspace(-1, 1, 10, dtype="float32")
+
+    change_all(replace)
+
+    def assign(model):
+        model.model_ = copy.deepcopy(other.model_)
+
+    change_all(assign)
+    near(fast, other)
+
+
 @pytest.mark.parametrize("bits", [32, 1.58])
 def test_training_goes_on_and_answers_follow(tmp_path, models, bits):
     models[bits].save(tmp_path / "m.safetensors")

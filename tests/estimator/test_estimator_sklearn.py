@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.ensemble import BaggingClassifier
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import tinybitvit as tb
@@ -43,6 +44,40 @@ def test_clone_keeps_every_parameter_object(images):
     augment = lambda X, rng: X  # noqa: E731
     model = tb.ViT(**{**TINY, "augment": augment, "patch_size": (2, 2)})
     assert clone(model).get_params() == model.get_params()
+
+
+@pytest.mark.parametrize("role", ["distill_from", "init_from"])
+def test_a_clone_keeps_the_fitted_models(role, images):
+    X, y = images[0], np.unique(images[1], return_inverse=True)[1]  # BaggingClassifier would number the names
+    first = tb.ViT(**TINY, bits=32).fit(X, y)
+    before = first.get_params()
+    model = tb.ViT(**TINY, **{role: first}).fit(X, y)
+    again = clone(model)
+    assert getattr(again, role) is first and not hasattr(again, "model_")
+    np.testing.assert_array_equal(again.fit(X, y).decision_function(X), model.decision_function(X))
+    short = model.set_params(epochs=1)
+    assert np.isfinite(cross_val_score(short, X, y, cv=2, error_score="raise")).all()
+    GridSearchCV(short, {"lr": [0.001, 0.01]}, cv=2, error_score="raise").fit(X, y)
+    BaggingClassifier(short, n_estimators=2).fit(X.reshape(60, -1), y)
+    assert first.get_params() == before and set(model.get_params()) == set(tb.ViT().get_params())
+
+
+@pytest.mark.parametrize("scaler", [MinMaxScaler, MaxAbsScaler, StandardScaler])
+def test_scaled_columns_may_go_beyond_the_range_of_the_fit(scaler, tmp_path):
+    """The brightest image of all is held out: some of its pixels are twice as large as any of the fit."""
+    digits = tb.data.load_digits()
+    X, y = digits.X_train[:200].reshape(200, -1) // 16 * 1.0, digits.y_train[:200]
+    X[0] = X.max(axis=0) * 2 + 1
+    model = make_pipeline(scaler(), tb.ViT(**TINY | {"epochs": 1}))
+    assert np.isfinite(cross_val_score(model, X, y, cv=4, error_score="raise")).all()
+    fitted = model.fit(X[1:], y[1:])[-1]
+    fitted.save(tmp_path / "m")
+    for one in (fitted, tb.load(tmp_path / "m")):
+        assert one.predict(model[0].transform(X[:1])) == model.predict(X[:1])
+        for raw in (X, X.astype("uint8"), digits.X_train[:20]):
+            with pytest.raises(ValueError, match="columns were each scaled for itself"):
+                one.predict(raw)
+    assert not fitted.fit(digits.X_train[:50] / 255, y[:50]).normalize_.units.scaled, "images are not flat rows"
 
 
 def test_jobs_of_a_search_do_not_interleave_their_lines(tmp_path):

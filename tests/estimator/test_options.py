@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.utils.class_weight import compute_sample_weight
 
 import tinybitvit as tb
@@ -143,6 +144,8 @@ ARGUMENTS = [
     ({"y": Y * 0}, "only one class"),
     ({"y": np.array([1, "a", None] * 13 + [2], object)}, "y|label"),
     ({"y": None}, "requires y"),
+    ({"y": ["a" if label % 2 else 1 for label in Y]}, "y mixes text with other labels such as 1"),
+    ({"y": ["a" if label % 2 else float("nan") for label in Y]}, "y mixes text with other labels such as nan"),
     ({"eval_set": X}, "eval_set must be None or a pair"),
     ({"eval_set": (X, Y[:5])}, "40 images but y has the shape"),
     ({"eval_set": (X,)}, "eval_set must be"),
@@ -187,3 +190,85 @@ def test_class_weight_in_partial_fit():
     assert one.n_iter_ == 2
     with pytest.raises(ValueError, match="class_weight='balanced' needs all labels at once"):
         tb.ViT(**TINY, class_weight="balanced").partial_fit(X, y)
+
+
+# --- labels, weights and what else is given ---------------------------------------------------------------------------
+
+
+def test_objects_that_are_numbers_are_labels():
+    model = fit()
+    objects = tb.ViT(**TINY).fit(X, Y.astype(object))
+    np.testing.assert_array_equal(objects.classes_, model.classes_)
+    assert objects.score(X, Y.astype(object)) == model.score(X, Y)
+    with pytest.raises(ValueError, match="y contains NaN"):
+        tb.ViT(**TINY).fit(X, np.where(Y, Y, np.nan).astype(object))
+
+
+def test_one_weight_for_all_is_a_weight():
+    weighted = tb.ViT(**TINY | {"epochs": 1}).fit(X, Y, sample_weight=2.0)
+    expected = tb.ViT(**TINY | {"epochs": 1}).fit(X, Y, sample_weight=np.full(40, 2.0))
+    np.testing.assert_array_equal(weighted.decision_function(X), expected.decision_function(X))
+
+
+@pytest.mark.parametrize("classes", [10, {0, 1, 2}, (label for label in range(10)), [list(range(10))]])
+def test_classes_are_a_list(classes):
+    with pytest.raises(ValueError, match=r"classes must be a list of all labels, such as \[0, 1, 2\], not"):
+        tb.ViT(**TINY).partial_fit(X, Y, classes=classes)
+    tb.ViT(**TINY).partial_fit(X, Y, classes=range(10))
+
+
+def test_a_first_batch_of_one_class_says_what_helps():
+    with pytest.raises(ValueError, match="with a list of all labels as classes"):
+        tb.ViT(**TINY).partial_fit(X[:3], [1, 1, 1])
+    tb.ViT(**TINY).partial_fit(X[:3], [1, 1, 1], classes=[0, 1])
+
+
+def test_an_evaluation_set_is_not_walked():
+    """As lists of Python's numbers it were thirty times as large."""
+
+    class Walked(np.ndarray):
+        def tolist(self):
+            raise AssertionError("made a list of the images")
+
+    images = X.view(Walked)
+    assert tb.ViT(**TINY | {"epochs": 1}).fit(X, Y, eval_set=(images, Y.view(Walked))).history_["val_loss"]
+
+
+@pytest.mark.parametrize("images", [-5, 0, 2.5, "all", True, None])
+def test_quantize_refuses_numbers_of_images(images):
+    with pytest.raises(ValueError, match="images must be a whole number from 1, not"):
+        tb.quantize(fit(bits=32), X, images=images, verbose=0)
+
+
+@pytest.mark.parametrize("name, value", [("bits", 32), ("num_classes", 20), ("dim", 16), ("quantizer", "int4")])
+def test_a_recipe_cannot_say_what_the_options_say(name, value):
+    with pytest.raises(ValueError, match=f"network of a recipe must leave out '{name}'"):
+        fit(recipe=tb.train.Recipe({name: value}))
+
+
+def test_no_blocks_can_learn_block_by_block():
+    teacher = fit(bits=32, depth=0)
+    with pytest.raises(ValueError, match="depth=0 leaves no block that could learn from a teacher"):
+        fit(depth=0, recipe="best", distill_from=teacher)
+    with pytest.raises(ValueError, match="quantize rounds the blocks of a model, and this one has none"):
+        tb.quantize(teacher, X, verbose=0)
+
+
+@pytest.mark.parametrize("name", ["init_from", "distill_from"])
+def test_a_model_is_not_its_own_model(name):
+    model = fit(bits=32)
+    for call in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match=f"{name} is the model itself"):
+            model.set_params(**{name: model})
+            call(X, Y)
+    model.set_params(lr=0.1)  # without end, where parameters of parameters are listed
+    assert len(repr(model)) < 1000
+
+
+def test_images_are_read_from_one_path_or_several(tmp_path):
+    Image.fromarray(X[3, ..., 0]).save(tmp_path / "a.png")
+    model, path = fit(), tmp_path / "a.png"
+    for paths in (path, str(path), [path], iter([path])):
+        np.testing.assert_array_equal(model.read_images(paths), X[3:4])
+    with pytest.raises(ValueError, match="read_images got no path"):
+        model.read_images([])

@@ -239,6 +239,64 @@ def test_any_order_keeps_a_consistent_model(tmp_path, monkeypatch):
     run_state_machine_as_test(Life, settings=settings(max_examples=12, stateful_step_count=8, deadline=None))
 
 
+# --- what is set between two calls of partial_fit ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "was, now",
+    [
+        ({"dim": 16}, {"dim": 64, "heads": 4}),
+        ({"pool": "cls"}, {"pool": "mean"}),
+        ({"patch_size": 4}, {"patch_size": "auto"}),
+        ({"activation_bits": 4}, {"activation_bits": 8}),
+        ({}, {"quantizer": "binary"}),
+        ({"quantizer": "int4"}, {"quantizer": None}),
+        ({"quantizer": "int4"}, {"quantizer": "int8"}),
+        ({"quantizer": tb.quant.find_quantizer(2)}, {"quantizer": tb.quant.find_quantizer(3)}),
+    ],
+    ids=str,
+)
+def test_what_a_network_is_built_from_cannot_be_set_later(was, now, tmp_path):
+    """Also to a default; a file says what the network is."""
+    model = fit(**was, epochs=1)
+    answers, (name, value) = model.decision_function(X), next(iter(now.items()))
+    model.save(tmp_path / "right")
+    model.set_params(**now).save(tmp_path / "m")
+    loaded = tb.load(tmp_path / "m")
+    assert loaded.get_params() == tb.load(tmp_path / "right").get_params()
+    np.testing.assert_array_equal(loaded.partial_fit(X, Y).history_["lr"], [model.history_["lr"][0], 0.003])
+    for one in (model, pickle.loads(pickle.dumps(model)), tb.load(tmp_path / "right").set_params(**now)):
+        with pytest.raises(ValueError, match=rf"{name} was set to .*, but the network was built with"):
+            one.partial_fit(X, Y)
+        np.testing.assert_array_equal(one.decision_function(X), answers)
+    assert model.fit(X, Y).get_params()[name] is value
+
+
+def test_what_came_from_a_source_is_not_called_set():
+    source = fit(activation_bits=4, dim=16)
+    tb.ViT(**{name: v for name, v in TINY.items() if name not in ("dim", "depth", "heads")}, init_from=source).fit(
+        X, Y
+    ).partial_fit(X, Y)
+
+
+def test_rates_may_be_set_between_two_calls():
+    def train(**change):
+        return tb.ViT(**TINY, weight_decay=0.0).partial_fit(X, Y).set_params(**change).partial_fit(X, Y)
+
+    usual = train().decision_function(X)
+    for change in ({"weight_decay": 50.0}, {"lr": 0.1}):
+        assert np.abs(train(**change).decision_function(X) - usual).max() > 1e-3
+    np.testing.assert_array_equal(train(weight_decay=0.0).decision_function(X), usual)
+
+
+@pytest.mark.parametrize("recipe", [None, "paper", "best", tb.train.Recipe({"sub_norm": False})], ids=str)
+def test_partial_fit_learns_from_the_teacher(recipe):
+    """Whatever the recipe: the labels do not matter."""
+    teacher, other = fit(bits=32), (Y + 1) % 10
+    one, two = (tb.ViT(**TINY, recipe=recipe, distill_from=teacher).partial_fit(X, y) for y in (Y, other))
+    np.testing.assert_array_equal(one.decision_function(X), two.decision_function(X))
+
+
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 COPIES = {

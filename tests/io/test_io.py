@@ -13,7 +13,7 @@ import safetensors.numpy
 
 import tinybitvit as tb
 from tinybitvit import files
-from tinybitvit.io import CheckpointError, load_model, read_safetensors, save_model, write_safetensors
+from tinybitvit.io import FORMATS, CheckpointError, export, load_model, read_safetensors, save_model, write_safetensors
 from tinybitvit.quant import PackedLinear
 
 ALL_BITS = [32, 8, 4, 3, 2, 1.58, 1]
@@ -77,10 +77,17 @@ def test_what_a_file_cannot_hold(tmp_path):
         write_safetensors(tmp_path / "a", {"z": np.zeros(2, "complex64")}, {})
     with pytest.raises(ValueError, match="s has dtype <U3"):
         write_safetensors(tmp_path / "a", {"s": np.array(["cat"])}, {})
-    with pytest.raises(ValueError, match="JSON"):
-        write_safetensors(tmp_path / "a", {}, {"nan": float("nan")})
-    with pytest.raises(TypeError, match="JSON"):
-        write_safetensors(tmp_path / "a", {}, {"array": np.zeros(2)})
+    for metadata, fault in (
+        ({"loss": [0.5, float("nan")]}, r"metadata\['loss'\]\[1\] is nan"),
+        ({"deep": {"score": -np.inf}}, r"metadata\['deep'\]\['score'\] is -inf"),
+        ({"array": np.zeros(2)}, r"metadata\['array'\] is a numpy.ndarray"),
+        ({"number": np.float32(1)}, r"metadata\['number'\] is a numpy.float32"),
+        ({"size": (1, 2)}, r"metadata\['size'\] is a tuple"),
+        ({1: "a", "1": "b"}, r"metadata has the key 1"),
+        ({"deep": [{None: 1}]}, r"metadata\['deep'\]\[0\] has the key None"),
+    ):
+        with pytest.raises(ValueError, match=f"^{fault}, which JSON would not give back: put it into finite numbers"):
+            write_safetensors(tmp_path / "a", {}, metadata)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,6 +250,11 @@ def test_files_that_are_not_there_or_not_ours(tmp_path, rng):
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_model(tmp_path / "empty")
+    for start in (b"PK\3\4", b"\x80\2\x8a\x0al"):
+        (tmp_path / "pytorch_model.bin").write_bytes(start + bytes(99))
+        for read in (load_model, tb.load, tb.models.from_pretrained):
+            with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle or .*: download the model"):
+                read(tmp_path / "pytorch_model.bin")
     safetensors.numpy.save_file({"x": np.zeros(2)}, tmp_path / "foreign")
     with pytest.raises(CheckpointError, match=r"was not written by TinyBitViT; .*from_pretrained"):
         load_model(tmp_path / "foreign")
@@ -398,6 +410,41 @@ def test_effective_bits_of_a_file(tmp_path, rng):
     assert all(p.dtype == np.float32 for p in back.parameters())
     x = rng.standard_normal((4, 32, 32, 3)).astype("float32")
     assert np.abs(logits(back, x) - logits(model.pack(), x)).max() < 0.05
+
+
+def test_what_float16_cannot_hold(tmp_path, rng):
+    """Too large: refused by name. So small that they would become 0: the array stays, and the others are halved."""
+    model = make_model(rng, 1, layer_scale=1e-8)
+    save_model(tmp_path / "m", model, packed=True, half=True)
+    written = read_safetensors(tmp_path / "m")[0]
+    assert {a.dtype.name for name, a in written.items() if ".ls" in name} == {"float32"}
+    assert {a.dtype.name for name, a in written.items() if "norm" in name or "head" in name} == {"float16"}
+    assert np.array_equal(load_model(tmp_path / "m").model.blocks[0].ls1.gamma.data, model.blocks[0].ls1.gamma.data)
+    model.head.weight.data[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"head\.weight holds numbers that float16 does not.*: save without half=True"):
+        save_model(tmp_path / "m", model, packed=True, half=True)
+    assert sorted(read_safetensors(tmp_path / "m")[0]) == sorted(written), "the old file stays"
+
+
+def test_a_classifier_is_given_where_a_network_is(tmp_path, rng):
+    """Exports take a tb.ViT, and what cannot says why."""
+    X, y = rng.integers(0, 256, (20, 8, 8, 1), "uint8"), np.arange(20) % 2
+    options = {"dim": 8, "depth": 1, "heads": 2, "epochs": 1, "verbose": 0, "workers": 1, "random_state": 0}
+    model = tb.ViT(**options).fit(X, y)
+    for format_ in ("onnx", "hf"):
+        export(model, tmp_path / f"whole.{format_}", format_)
+        export(model.model_, tmp_path / f"network.{format_}", format_)
+    assert (tmp_path / "whole.onnx").read_bytes() == (tmp_path / "network.onnx").read_bytes()
+    whole, network = tmp_path / "whole.hf", tmp_path / "network.hf"
+    assert files.read_header(whole) == files.read_header(network)  # its entries have no fixed order
+    assert whole.read_bytes()[-1000:] == network.read_bytes()[-1000:]
+    export(model, tmp_path / "m", "safetensors")
+    assert (tb.load(tmp_path / "m").predict(X) == model.predict(X)).all()
+    with pytest.raises(ValueError, match=r"no place for the classes of a tb\.ViT: call its own save"):
+        save_model(tmp_path / "m", model)
+    for format_ in FORMATS:
+        with pytest.raises(ValueError, match=r"only a fitted tb\.ViT or .* can be written, not ViT: call fit"):
+            export(tb.ViT(), tmp_path / "m", format_)
 
 
 # Mutated files

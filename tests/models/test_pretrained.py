@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import tinybitvit as tb
 from tinybitvit.io import CheckpointError
-from tinybitvit.models import from_pretrained
+from tinybitvit.models import from_pretrained, source_of
 from tinybitvit.models.positions import bicubic_matrix, resize_positions
 from tinybitvit.quant import BitLinear
 
@@ -267,11 +267,28 @@ def test_timm_deit_distilled(timm, tmp_path):
     close(ours(mine, x), theirs(model, x))
 
 
+def test_timm_deit_distilled_without_heads(timm, tmp_path):
+    """timm's features are the mean of both tokens, which no pooling here is."""
+    from timm.models.deit import VisionTransformerDistilled
+
+    model = randomize(VisionTransformerDistilled(**TIMM | {"num_classes": 0}, num_heads=1))
+    path, x = timm_file(model, tmp_path / "m.safetensors"), images(16, 16)
+    with pytest.raises(CheckpointError, match=r"a distilled DeiT without heads.*num_classes= for a new head on both"):
+        from_pretrained(path)
+    tokens = ours(from_pretrained(path, pool="cls"), x, features=True)
+    close((tokens[:, 0] + tokens[:, 1]) / 2, theirs(model, x))
+    headed = from_pretrained(path, num_classes=3)
+    assert headed.config["pool"] == "cls+dist" and headed.head.weight.shape == (3, 128)
+
+
 def test_timm_preprocessing(timm, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1)
     cfg = {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 224, 224]}}
     mine = from_pretrained(timm_file(model, tmp_path / "model.safetensors", cfg))
     assert mine.preprocessing == {"mean": [0.5] * 3, "std": [0.5] * 3} and mine.head is None
+    del cfg["pretrained_cfg"]["std"]
+    with pytest.raises(CheckpointError, match=r"config\.json lacks std, for the pixels: add it"):
+        from_pretrained(timm_file(model, tmp_path / "model.safetensors", cfg))
 
 
 def test_timm_average_pooling_is_refused(timm, tmp_path):
@@ -301,6 +318,17 @@ def test_new_head(vit_folder):
     assert body.head is None and np.array_equal(ours(body, x, features=True), ours(whole, x, features=True))
     mean = from_pretrained(vit_folder, pool="mean", num_classes=7)
     assert not np.array_equal(mean.head.weight.data, whole.head.weight.data), "the file's head is for the class token"
+
+
+def test_options_that_do_not_fit_a_file(vit_folder):
+    for number in (None, 3):
+        assert from_pretrained(vit_folder, pool="cls", num_classes=number).config["num_classes"] == (number or 7)
+    with pytest.raises(ValueError, match=r"the head in .* is for pool='cls', not 'mean': give num_classes="):
+        from_pretrained(vit_folder, pool="mean")
+    assert from_pretrained(vit_folder, pool="mean", num_classes=0).head is None
+    for name, value in {"registers": 2, "eps": 1e-3, "dim": 32}.items():
+        with pytest.raises(ValueError, match=f"^{name} is .*, as its weights need it: leave {name} out"):
+            from_pretrained(vit_folder, **{name: value})
 
 
 @pytest.mark.parametrize("bits", [8, 1.58, 1])
@@ -380,12 +408,27 @@ def test_missing_and_broken_files(vit_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors: download"):
         from_pretrained(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match=r"config.json is JSON, not weights: give the folder that it lies in"):
+        from_pretrained(vit_folder / "config.json")
     (vit_folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not readable JSON"):
         from_pretrained(vit_folder)
     (vit_folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="does not hold a JSON object"):
         from_pretrained(vit_folder)
+
+
+@pytest.mark.parametrize("read", [from_pretrained, lambda path: source_of(path, (8, 8))])
+def test_files_of_the_librarys_own(tmp_path, rng, read):
+    network = tb.models.VisionTransformer(8, 4, 3, dim=8, depth=1, heads=1, bits=1, rng=rng)
+    for packed in (False, True):
+        tb.io.save_model(tmp_path / "m.safetensors", network, packed=packed)
+        with pytest.raises(CheckpointError, match=r"one of TinyBitViT's own files: take tb\.load\('.*m.safetensors'\)"):
+            read(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"is a network of the zoo: take tb\.load\('digits-1bit'\)"):
+        read("digits-1bit")
+    with pytest.raises(CheckpointError, match="there is no file digits-7bit"):
+        read("digits-7bit")
 
 
 @pytest.mark.parametrize(

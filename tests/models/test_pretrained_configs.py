@@ -57,6 +57,15 @@ def test_arrays_of_hugging_face_alone(vit_folder):
         from_pretrained(vit_folder)
 
 
+def test_a_model_with_registers_has_none(hf, tmp_path):
+    config = hf.Dinov2WithRegistersConfig(**SIZE, image_size=28, mlp_ratio=2, num_register_tokens=0)
+    model = randomize(hf.Dinov2WithRegistersModel(config))
+    model.save_pretrained(tmp_path)
+    mine, x = from_pretrained(tmp_path), images(28, 28)
+    assert mine.config["registers"] == 0
+    close(ours(mine, x, features=True), theirs(model, x).last_hidden_state)
+
+
 def test_registers_that_are_not_there(hf, tmp_path):
     config = hf.Dinov2WithRegistersConfig(**SIZE, image_size=28, mlp_ratio=2)
     hf.Dinov2WithRegistersModel(config).save_pretrained(tmp_path)
@@ -90,16 +99,28 @@ def test_pixels_are_prepared_as_by_transformers(vit_folder, stated):
 
 
 @pytest.mark.parametrize(
+    ("stated", "lacking"),
+    [
+        ({"image_mean": [0.5] * 3}, "image_std"),
+        ({"image_std": [0.5] * 3}, "image_mean"),
+        ({"do_rescale": False}, "image_mean"),
+    ],
+)
+def test_numbers_of_pixels_that_are_missing_are_named(vit_folder, stated, lacking):
+    (vit_folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError, match=f'preprocessor_config.json lacks {lacking}, .*: add it, or "do_'):
+        from_pretrained(vit_folder)
+
+
+@pytest.mark.parametrize(
     "stated",
     [
-        {"image_mean": [0.5] * 3},
         {"image_mean": [0.5] * 2, "image_std": [0.5] * 2},
         {"image_mean": [0.5] * 4, "image_std": [0.5] * 4},
         {"image_mean": [0.5] * 3, "image_std": [0.5, 0, 0.5]},
         {"image_mean": ["a"] * 3, "image_std": [0.5] * 3},
         {"image_mean": [1e999] * 3, "image_std": [0.5] * 3},
         {"do_normalize": "no"},
-        {"do_rescale": False},
         {"rescale_factor": 0, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         {"rescale_factor": "1/255"},
         {"rescale_offset": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
@@ -140,6 +161,9 @@ def test_faults_of_parts_are_named(parts):
     folder, _ = parts
     index = (folder / "model.safetensors.index.json").read_text()
     first, second, *_ = sorted(folder.glob("model-*.safetensors"))
+    for file, what in ((first, "one part of a model"), (folder / "model.safetensors.index.json", "JSON, not weights")):
+        with pytest.raises(CheckpointError, match=f"{file.name} is {what}: give the folder that it lies in"):
+            from_pretrained(file)
     one = min(safetensors.numpy.load_file(first))
 
     def refused(message):
@@ -256,6 +280,20 @@ def test_timm_configs_that_are_refused(timm_folder, config, message):
     assert from_pretrained(timm_folder({})).config["heads"] == 3
     with pytest.raises(CheckpointError, match=message):
         from_pretrained(timm_folder(config))
+
+
+@pytest.mark.parametrize("kind", ["GluMlp", "SwiGLUPacked"])
+def test_gated_mlps_are_named(timm, tmp_path, kind):
+    """Also where the size that another architecture of the name has is the first to differ: giant, of DINOv2."""
+    import timm.layers
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 0}
+    model = VisionTransformer(**sizes, mlp_layer=getattr(timm.layers, kind))
+    for config in (None, {"architecture": "vit_giant_patch14_dinov2", "num_features": 64}):
+        path = timm_file(model, tmp_path / "model.safetensors", config)
+        with pytest.raises(CheckpointError, match=r"its MLPs are gated \(SwiGLU or GluMlp\), which is not supported"):
+            from_pretrained(path)
 
 
 def test_heads_that_nobody_tells(timm, tmp_path):

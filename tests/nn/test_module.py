@@ -436,3 +436,47 @@ def test_impossible_networks_are_refused_at_construction(options, says):
 def test_impossible_sizes_are_named(size):
     with pytest.raises(ValueError, match=f"{next(iter(size))} is too small"):
         VisionTransformer(**{"image_size": 8, "patch_size": 2, "dim": 16, "heads": 2, **size})
+
+
+# --- Parameters in a list ---------------------------------------------------------------------------------------------
+
+
+class Lists(Module):
+    def __init__(self):
+        super().__init__()
+        self.scales = [Parameter(np.full(2, i, "float32")) for i in range(2)]
+        self.pair = (Parameter(np.ones(1, "float32")), nn.Linear(2, 1, bias=False))
+        self.again = self.scales[0]
+
+    def forward(self, x):
+        return self.pair[1](x * self.scales[0] + self.scales[1]) + self.pair[0]
+
+
+def test_parameters_in_lists_are_found():
+    module = Lists()
+    names = ["scales.0", "scales.1", "pair.0", "pair.1.weight"]
+    assert [n for n, _ in module.named_parameters()] == list(module.state_dict()) == names
+    module(Tensor(np.ones((3, 2), "float32"))).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    other = copy.deepcopy(module)
+    other.load_state_dict({n: a + 1 for n, a in module.state_dict().items()})
+    assert other.scales[1].data.tolist() == [2.0, 2.0] and module.scales[1].data.tolist() == [1.0, 1.0]
+
+
+# --- what is refused leaves no trace ----------------------------------------------------------------------------------
+
+
+def test_a_state_for_a_read_only_parameter_changes_nothing():
+    layer = nn.Linear(2, 2)
+    layer.bias = Parameter(np.frombuffer(np.zeros(2, "float32").tobytes(), "float32"))
+    before = layer.weight.data.copy()
+    with pytest.raises(ValueError, match="bias is read-only here: give the module a copy of it"):
+        layer.load_state_dict({n: a + 1 for n, a in layer.state_dict().items()})
+    assert np.array_equal(layer.weight.data, before)
+
+
+def test_a_buffer_that_is_refused_is_not_noted():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="weight is a Parameter"):
+        layer.register_buffer("weight", np.ones(2))
+    assert dict(layer.named_buffers()) == {}

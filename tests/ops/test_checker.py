@@ -259,3 +259,14 @@ def test_a_frozen_rounding_has_no_gradient_at_all():
     x = np.array([[0.30, -0.62, 1.0, 0.11]])
     numeric = gradcheck.numeric_gradient(FUNCTIONS["absmax"], [x], {"bits": 4}, 0, np.ones((1, 4)))
     assert np.array_equal(numeric[0, [0, 1, 3]], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "inputs, wrt", [([[1, 2, 3]], None), ([[1, 2, 3]], [0]), ([[1.0], [2]], [1]), ([[1.0], [2]], [])]
+)
+def test_whole_numbers_are_not_passed_unseen(inputs, wrt):
+    """Nothing can be differentiated along them: any backward would pass."""
+    name = "exp" if len(inputs) == 1 else "mul"
+    with pytest.raises(TypeError, match=r"whole numbers have no gradient.*give floats: \[1.0, 2.0\]"):
+        check_op(spoiled(ops.OPS[name], each_gradient(lambda d: d * 17)), *inputs, wrt=wrt)
+    check_op(ops.OPS["mul"], [1.0, 2.0], [3, 4])

@@ -199,3 +199,86 @@ def test_an_index_that_is_changed_later_picks_what_it_picked():
     index[:] = 3
     y.backward(np.ones(2))
     assert x.grad.tolist() == [1, 1, 0, 0]
+
+
+# --- whole numbers ----------------------------------------------------------------------------------------------------
+
+WHOLE = ["bool", "uint8", "int8", "int16", "int32", "int64"]
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sigmoid"])
+def test_functions_of_whole_numbers_are_float32_as_in_torch(name, dtype):
+    values = np.array([1, 3, 12, 80]).astype(dtype)
+    found, expected = getattr(F, name)(tb.Tensor(values)), getattr(torch, name)(torch.tensor(values))
+    assert found.dtype == "float32" and expected.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "bool"])
+def test_losses_of_whole_numbers_do_not_wrap(dtype):
+    x, target = np.array([[3, 1, 100]]).astype(dtype), np.array([[30, 0, 1]]).astype(dtype)
+    theirs = torch.tensor(x).float(), torch.tensor(target).float()
+    assert F.mse_loss(tb.Tensor(x), target).item() == pytest.approx(TF.mse_loss(*theirs).item(), rel=1e-6)
+    expected = TF.kl_div(*theirs, reduction="batchmean").item()
+    assert F.kl_div(tb.Tensor(x), target).item() == pytest.approx(expected, rel=1e-6)
+    fractions = np.array([[0.5, 1.5, 2.5]], "float32")
+    for loss in (F.mse_loss(fractions, target), F.mse_loss(x, fractions), F.kl_div(fractions, target)):
+        assert loss.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_dropout_of_whole_numbers_rescales_what_is_left(dtype):
+    x = np.ones(1000, dtype)
+    y, same = (F.dropout(tb.Tensor(a), 0.25, rng=np.random.default_rng(0)) for a in (x, x.astype("float32")))
+    assert y.dtype == "float32" and np.array_equal(y.numpy(), same.numpy())
+    assert set(y.numpy().tolist()) == {0.0, float(np.float32(1) / np.float32(0.75))}
+
+
+# --- half precision: sums are made in float32 -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows, columns, size", [(5000, 4, 1), (2, 1000, 100)])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "log_softmax"])
+def test_gradients_of_half_precision_are_summed_in_float32(name, rows, columns, size, rng):
+    x, g = rng.standard_normal((rows, columns)).astype("float16"), np.full((rows, columns), size, "float16")
+    weights = {"layer_norm": 2, "rms_norm": 1, "log_softmax": 0}[name]
+    arrays = [x, np.ones(columns, "float16"), np.zeros(columns, "float16")][: 1 + weights]
+    half = [tb.Tensor(a, requires_grad=True) for a in arrays]
+    full = [torch.tensor(a.astype("float64"), requires_grad=True) for a in arrays]
+    getattr(F, name)(*half).backward(g)
+    functions = {
+        "layer_norm": lambda x, w, b: TF.layer_norm(x, (columns,), w, b),
+        "rms_norm": lambda x, w: TF.rms_norm(x, (columns,), w, eps=1e-6),
+        "log_softmax": lambda x: torch.log_softmax(x, -1),
+    }
+    functions[name](*full).backward(torch.tensor(g.astype("float64")))
+    for a, b in zip(half, full, strict=True):
+        assert a.grad.dtype == "float16"
+        np.testing.assert_allclose(a.grad, b.grad.numpy(), rtol=2e-3, atol=2e-3 * size)
+
+
+# --- shapes at the edge -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (2, 0, 4)])
+def test_quantisers_of_nothing_give_nothing(shape):
+    x = np.ones(shape, "float32")
+    assert F.absmax(x).shape == F.nbit(x, 4, scale="absmax").shape == shape
+
+
+def test_concatenate_needs_one_axis():
+    with pytest.raises(ValueError, match="concatenate needs one axis, a whole number, not None"):
+        F.concatenate([tb.Tensor([[1.0]]), tb.Tensor([[2.0]])], axis=None)
+
+
+def test_a_target_that_is_learnt_gets_its_gradient():
+    """Of two networks that learn from each other, as in torch."""
+    rng = np.random.default_rng(0)
+    for a, b in both(
+        lambda x, t: F.cross_entropy(x, F.softmax(t)),
+        lambda x, t: TF.cross_entropy(x, torch.softmax(t, -1)),
+        [rng.standard_normal((4, 3)) for _ in range(2)],
+        1.0,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10)

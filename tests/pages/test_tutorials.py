@@ -1,6 +1,6 @@
 """The tutorials: the notebooks are fresh, the scripts of the solutions run, nothing goes to stderr.
 
-The lessons run in tests/course/test_lessons.py, and as notebooks where the documentation is built, which fails for
+The lessons run in tests/course/test_lessons*.py, and as notebooks where the documentation is built, which fails for
 whatever a cell writes to stderr.
 """
 

@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 import torch
 import torch_reference as reference
-from devices import each_device, each_run
+from devices import each_device, each_run, send
 from torch_reference import assert_close, compare, randomize
 
 from tinybitvit import Tensor, nn
+from tinybitvit.autograd import no_grad
 from tinybitvit.backend import array_module, to_numpy
-from tinybitvit.quant import ACTIVATION_BITS, WEIGHT_BITS, BitLinear, check_bits, make_linear, weight_codes
+from tinybitvit.quant import (
+    ACTIVATION_BITS,
+    WEIGHT_BITS,
+    BitLinear,
+    PackedLinear,
+    check_bits,
+    describe,
+    make_linear,
+    weight_codes,
+)
 
 LOW_BITS = [b for b in WEIGHT_BITS if b != 32]
 RANGE = {1: (-1, 1), 1.58: (-1, 1), 2: (-2, 1), 3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}
@@ -409,3 +419,47 @@ def test_the_scale_has_an_axis_for_each_of_the_weight(bits, scale, rng):
     w = rng.standard_normal((4, 6))
     assert weight_codes(w, bits, "row", scale)[1].shape == (4, 1)
     assert weight_codes(w, bits, "tensor", scale)[1].shape == (1, 1)
+
+
+# --- inputs of other widths -------------------------------------------------------------------------------------------
+
+
+@each_device
+@pytest.mark.parametrize("activation_bits", [8, 4, 1, None])
+@pytest.mark.parametrize("bits", [1, 1.58, 8])
+def test_half_precision_is_summed_in_float32(bits, activation_bits, device):
+    """768 codes of 127 are beyond float16."""
+    module = BitLinear(768, 2, bits=bits, activation_bits=activation_bits, norm=activation_bits == 8)
+    module.weight.data[...] = np.where(np.arange(768) % 8, 0.05, -0.05)
+    module.to(device)
+    x = send(np.ones((1, 768), "float16"), device)
+    wide = module(Tensor(x.astype("float32"))).numpy()
+    with no_grad():
+        found = module(Tensor(x)).numpy()
+        assert np.array_equal(found, module(Tensor(x.astype("float32"))).numpy())
+    assert np.array_equal(PackedLinear.from_bitlinear(module)(Tensor(x)).numpy(), found)
+    np.testing.assert_allclose(found, wide, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4, 1, None])
+def test_input_codes_of_another_byte_order(activation_bits, rng):
+    module, x = BitLinear(12, 3, activation_bits=activation_bits), rng.standard_normal((5, 12)).astype("float32")
+    for a, b in zip(module.input_codes(x.astype(">f4")), module.input_codes(x), strict=True):
+        assert np.array_equal(a, b)
+
+
+# --- what a model weighs ----------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = BitLinear(4, 4, bias=False), BitLinear(4, 4)
+        self.second.weight = self.first.weight
+        self.scales = [nn.Parameter(np.zeros(5, "float32"))]
+
+
+def test_describe_counts_what_is_shared_once_and_what_is_in_a_list():
+    rows = describe(Tied())
+    assert [(r.name, r.weights) for r in rows] == [("", 5), ("first", 16), ("second", 4), ("total", 25)]
+    assert sum(r.bytes for r in rows[:-1]) == rows[-1].bytes == 100

@@ -194,6 +194,9 @@ def test_the_report_begins_with_what_was_found(done):
         " in a file 7.0 times smaller.",
         "2 bits: 99.00 % of the test images, 1.00 points above 32 bits, in a file 7.0 times smaller.",
     ]
+    sizes = [(100, 50), (100, 99), (100, 110)]
+    said = ["2.0 times smaller", "of about the same size", "1.1 times as large"]
+    assert [report.times(before, now) for before, now in sizes] == said
 
 
 def test_the_interval_of_a_gap():
@@ -223,7 +226,7 @@ def test_the_curves_say_what_they_are_of(done):
 
 def test_same_seed_same_results(no_figures, tmp_path):
     def without_times(seed):
-        results = study.run_study("digits", [1.58], out=tmp_path, seed=seed, **TINY)
+        results = study.run_study("digits", [1.58], out=tmp_path / str(seed), seed=seed, **TINY)
         for model in results["models"]:
             del model["seconds"], model["history"]["seconds"], model["bytes"]  # the file holds the seconds, too
         return results["models"]
@@ -279,6 +282,34 @@ def test_subset_refuses_what_cannot_be():
     for size in (2, 16):
         with pytest.raises(DataError, match=r"take 3 \(one of each class\) to 15"):
             study.subset(y, size, rng, "images of x")
+
+
+@pytest.mark.parametrize("counts", [[30, 2], [2, 30], [3, 40, 2, 2], [50, 20]])
+def test_a_split_has_every_class_on_both_sides(counts):
+    """And is scikit-learn's own where that has, too."""
+    from sklearn.model_selection import train_test_split
+
+    from tinybitvit.data.datasets import stratified_split
+
+    y = np.repeat(np.arange(len(counts)), counts)
+    X, names = np.arange(len(y)), tuple(map(str, range(len(counts))))
+    for seed in range(20):
+        for share in (0.25, 0.9, len(counts)):
+            found = stratified_split("x", X, y, names, share, seed)
+            train, test = train_test_split(X, test_size=share, stratify=y, random_state=seed)
+            sides = [np.bincount(part, minlength=len(counts)) for part in (found.y_train, found.y_test)]
+            assert min(map(min, sides)) >= 1 and (len(found.y_train), len(found.y_test)) == (len(train), len(test))
+            assert sorted([*found.X_train, *found.X_test]) == X.tolist()
+            assert (y[found.X_train] == found.y_train).all() and (y[found.X_test] == found.y_test).all()
+            if all(len({*y[part]}) == len(counts) for part in (train, test)):
+                assert (found.X_train == train).all() and (found.X_test == test).all()
+
+
+def test_numbers_that_are_not_finite_are_none():
+    from tinybitvit.study.run import shortened
+
+    found = [shortened(value) for value in (0.12345678, float("nan"), np.float32("inf"), None, 3)]
+    assert found == [0.123457, None, None, None, 3]
 
 
 def test_seed_decides_split_and_images():

@@ -7,6 +7,7 @@ import resource
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sequential import Sequential
 from test_io import mutate
 from test_resume import Cut, cut, damage, files_in, fit, make_data, original, result
 
-from tinybitvit import ViT, nn
+from tinybitvit import ViT, load, nn
 from tinybitvit import functional as F
 from tinybitvit.files import CheckpointError
 from tinybitvit.optim import SGD
@@ -221,6 +222,52 @@ def test_updates_whose_loss_is_not_finite_can_be_skipped(data, capsys):
     assert np.isfinite(model.history_["loss"]).all() and np.isfinite(model.decision_function(X)).all()
     skipped = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
     assert sum(int(line.split()[0]) for line in skipped) == 3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_epoch_without_an_update_has_no_loss(data, monkeypatch, tmp_path, capsys):
+    """None in the history, not 0.0, which a file can hold; checkpoints go on."""
+    X, y = data
+    calls = iter(range(10**6))
+
+    def spoil(X, rng):
+        return X * np.inf if 6 <= next(calls) < 12 else X  # the second of three epochs
+
+    model = ViT(dim=8, depth=1, heads=2, epochs=3, batch_size=16, augment=spoil, on_nan="skip", random_state=0)
+    monkeypatch.setattr("tinybitvit.train.loop.evaluate", lambda *given: {"loss": np.inf, "accuracy": 0.5})
+    model.fit(X, y, eval_set=(X, y), checkpoint=tmp_path / "c", every="epoch")
+    for name in ("loss", "accuracy"):
+        before, none, after = model.history_[name]
+        assert none is None and before and after
+    assert model.history_["val_loss"] == [None] * 3 and model.history_["val_accuracy"] == [0.5] * 3
+    assert [int(path.stem[-9:]) for path in files_in(tmp_path / "c")] == [6, 12]
+    assert "no checkpoint saved" not in (told := capsys.readouterr().out) and "epoch 2/3  loss –" in told
+    model.save(tmp_path / "m")
+    assert load(tmp_path / "m").history_ == model.history_
+
+
+@pytest.mark.parametrize("weight", [1e-30, 1e-14, 1, 1e30])
+def test_loss_and_accuracy_do_not_depend_on_the_size_of_weights(weight, data):
+    one, other = (fit(data, None, {"sample_weight": np.full(90, w)}, epochs=2) for w in (1, weight))
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(other.history_[name], one.history_[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, FloatingPointError, KeyboardInterrupt, SystemExit])
+def test_early_stopping_goes_back_to_the_best_weights_whatever_ends_it(error, data):
+    X, y = data
+    calls = iter(range(10**6))
+
+    def break_off(X, rng):
+        if (call := next(calls)) == 62:
+            raise error("broken off")
+        return rng.random(X.shape, dtype="float32") if call > 40 else X  # the last epochs unlearn
+
+    model = ViT(dim=8, depth=1, heads=2, epochs=30, batch_size=20, lr=0.05, early_stopping=True, patience=30, verbose=0)
+    with suppress(error):
+        model.set_params(random_state=0, augment=break_off).fit(X, y, eval_set=(X, y))
+    assert model.interrupted_ and len(model.history_["loss"]) < 30
+    assert model.score(X, y) == max(model.history_["val_accuracy"]) > model.history_["val_accuracy"][-1]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -1,5 +1,6 @@
 """Rounding by coordinate descent: the cost against torch, the codes against trying all, whole networks against data."""
 
+import copy
 from itertools import product
 
 import numpy as np
@@ -249,3 +250,73 @@ def test_only_full_precision_can_be_rounded(digits, rounded):
             tb.quantize(model, X, bits)
     with pytest.raises(ValueError, match="bits must be one of"):
         tb.quantize(teacher, X, 5)
+
+
+# --- networks with something missing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 1.58, 2, 4, 8])
+def test_a_row_of_zeros_stays_and_the_others_are_rounded_as_well_as_without_it(bits, rng):
+    weight, second, _, *_ = problem(rng)
+    metric, quantizer = np.eye(5), find_quantizer(bits)
+    weight[2] = 0
+    codes, scale, _ = descent.round_weight(weight, second, metric, quantizer, rng=0)
+    rest = [0, 1, 3, 4]
+    alone = descent.round_weight(weight[rest], second, np.eye(4), quantizer, rng=0)
+    assert np.array_equal(codes[rest], alone[0])
+    np.testing.assert_allclose(scale[rest], alone[1], rtol=1e-4)
+    assert bits == 1 or not codes[2].any()
+    assert 0 < scale[2, 0] < 1e-4
+
+
+def test_a_layer_of_zeros_is_rounded_to_zeros(rng):
+    _, second, metric, *_ = problem(rng)
+    codes, _, cost = descent.round_weight(np.zeros((5, 12)), second, metric, find_quantizer(1.58), rng=0)
+    assert not codes.any() and cost == 0
+
+
+@pytest.fixture(scope="module")
+def small():
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (64, 8, 8, 3), dtype="uint8"), rng.integers(0, 3, 64)
+    options = {"patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "epochs": 1, "random_state": 0, "workers": 1}
+    return tb.ViT(bits=32, verbose=0, **options).fit(X, y), X
+
+
+def silence(block, part):
+    """Take something out of a block as pruning would."""
+    if part in ("a neuron", "a block"):
+        rows = slice(3, 4) if part == "a neuron" else slice(None)
+        for array in (block.mlp.fc1.weight.data, block.mlp.fc1.bias.data, block.mlp.fc2.weight.data.T):
+            array[rows] = 0
+    if part in ("a head", "a block"):
+        d = block.attn.proj.weight.shape[0] // block.attn.heads
+        rows = slice(-d, None) if part == "a head" else slice(None)
+        for layer in (block.attn.qkv.weight.data, block.attn.qkv.bias.data, block.attn.proj.weight.data.T):
+            layer[rows] = 0
+    if part == "a block":
+        block.attn.proj.bias.data[...] = block.mlp.fc2.bias.data[...] = 0
+
+
+@pytest.mark.parametrize("bits", [1.58, 8])
+@pytest.mark.parametrize("part", ["a neuron", "a head", "a block"])
+def test_a_pruned_network_is_rounded(part, bits, small):
+    teacher, X = small
+    pruned = copy.deepcopy(teacher)
+    silence(pruned.model_.blocks[0], part)
+    assert distance(tb.quantize(pruned, X, bits=bits, verbose=0), pruned, X) < (0.05 if bits == 1.58 else 1e-3)
+
+
+@pytest.mark.parametrize("level", [0, 200])
+def test_images_that_are_all_alike_are_enough_for_themselves(level, small):
+    teacher, X = small
+    same = np.full_like(X[:32], level)
+    assert distance(tb.quantize(teacher, same, bits=8, verbose=0), teacher, same) < 1e-3
+
+
+def test_damping_makes_positive_definite_and_no_more():
+    steep = np.diag([1.0, 2.0])
+    assert np.array_equal(layerwise.damped(steep, 0.1), steep + 0.15 * np.eye(2))
+    np.linalg.cholesky(layerwise.damped(np.diag([1e-4, -1e-4]), 0.003))
+    assert np.array_equal(layerwise.damped(np.zeros((2, 2)), 0.003), 1e-12 * np.eye(2))
+    assert np.isnan(layerwise.damped(np.full((2, 2), np.nan), 0.003)).all()

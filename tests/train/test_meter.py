@@ -122,7 +122,9 @@ def test_validation_is_told_beside_the_training_accuracy(data, capsys):
     ("accuracy", "words"),
     [
         ([], "no epoch was finished"),
-        ([0.4], "the training accuracy is 40.0 % after 1 epochs and rises no more"),
+        ([0.4], "the training accuracy is 40.0 % after 1 epoch"),
+        ([None, None], "no epoch made an update"),
+        ([None, 0.4, None, 0.4], "40.0 % after 2 epochs and rises no more"),
         ([0.99], None),
         ([0.5, 0.9], "90.0 % after 2 epochs and still rises, by 40.0 points"),
         ([0.5, 0.9, 0.905], None),
@@ -135,3 +137,10 @@ def test_validation_is_told_beside_the_training_accuracy(data, capsys):
 def test_undertrained(accuracy, words):
     found = undertrained({"accuracy": accuracy})
     assert (found is None) if words is None else words in found
+    assert accuracy != [0.4] or found == words  # one epoch tells no trend
+
+
+def test_what_was_not_finite_is_a_dash():
+    rows = {"loss": [None], "accuracy": [None], "val_loss": [None], "val_accuracy": [0.5], "seconds": [1.0]}
+    expected = "epoch 1/2  loss –  training accuracy –  val_loss –  val_accuracy 0.500  9 images/s on cpu  0:01 left"
+    assert meter.epoch_line(rows, 2, 9, "cpu") == expected

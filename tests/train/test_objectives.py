@@ -1,5 +1,6 @@
 """What a student learns from a teacher, against the same formulas in torch."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch_reference import assert_close, copy_weights, randomize
 from tinybitvit import Tensor, autograd
 from tinybitvit import functional as F
 from tinybitvit.models import VisionTransformer, start_from
+from tinybitvit.optim import SGD
+from tinybitvit.train import Trainer
 from tinybitvit.train.convert.objectives import Distill, Reconstruct
 
 SHAPE = {"image_size": 8, "patch_size": 4, "in_channels": 2, "num_classes": 3, "dim": 8, "depth": 3, "heads": 2}
@@ -28,15 +31,16 @@ def pair(rng, bits):
 
 
 def torch_errors(student, teacher, x, forced, weight):
-    """The relative error of the tokens after every block, and both models' last tokens."""
+    """The mean relative error of the images' tokens after every block, and both models' last tokens."""
     h = mine = teacher.embed(x).detach()
     if not forced:
         mine = student.embed(x).detach()
-    errors, w = [], weight[:, None, None]
+    errors = []
     for block, theirs in zip(student.blocks, teacher.blocks, strict=True):
         target = theirs(h).detach()
         mine = block(h if forced else mine)
-        errors.append((w * (mine - target) ** 2).mean() / (w * (target - h) ** 2).mean())
+        ratios = ((mine - target) ** 2).mean((1, 2)) / ((target - h) ** 2).mean((1, 2))
+        errors.append((weight * ratios).sum() / weight.sum())
         h = target
     return errors, mine, h
 
@@ -76,6 +80,35 @@ def test_objective_and_gradients_equal_torch(objective, bits, weighted, rng):
     for (name, _), g in zip(named.items(), autograd.grad(loss, list(named.values())), strict=True):
         expected = theirs[name].grad
         assert_close(g, np.zeros_like(g) if expected is None else expected, name)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("objective", [Reconstruct, Distill])
+def test_the_number_of_shards_does_not_matter(objective, weighted, rng):
+    """Also where images differ in contrast, and what a teacher's block does with them."""
+    x, y = rng.standard_normal((12, 8, 8, 2)) * 10 ** rng.uniform(-1, 1, (12, 1, 1, 1)), rng.integers(0, 3, 12)
+    weight = rng.random(12) if weighted else None
+    student, teacher, *_ = pair(rng, 1.58)
+    found = []
+    for workers in (1, 2, 4):
+        model = copy.deepcopy(student)
+        trainer = Trainer(model, SGD(model.parameters(), lr=0.1), workers=workers, objective=objective(teacher))
+        loss = trainer.step(x, y, weight)
+        found.append((loss, [p.data for p in model.parameters()]))
+    (loss, params), *others = found
+    for other_loss, other in others:
+        assert other_loss == pytest.approx(loss, rel=1e-12)
+        for mine, theirs in zip(params, other, strict=True):
+            assert_close(theirs, mine, "a parameter", 1e-9)
+
+
+def test_a_block_of_the_teacher_that_does_nothing_leaves_the_loss_finite(rng):
+    student, teacher, *_ = pair(rng, 1.58)
+    for weight in (teacher.blocks[1].attn.proj, teacher.blocks[1].mlp.fc2):
+        weight.weight.data[...], weight.bias.data[...] = 0, 0
+    for objective in (Reconstruct(teacher), Distill(teacher)):
+        _, loss = objective(student, Tensor(rng.standard_normal((2, 8, 8, 2))), np.array([0, 1]))
+        assert np.isfinite(loss.item())
 
 
 def test_a_copy_of_the_teacher_has_nothing_to_learn_from_its_blocks(rng):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,6 +290,161 @@ def test_a_change_between_64_rows_is_another_run(data, monkeypatch, tmp_path):
     assert resume.option_text(networks[0]) != resume.option_text(networks[1])
 
 
+# --- what a parameter is, as a text -----------------------------------------------------------------------------------
+
+
+def shifted_by(amount, more=(1, 2)):
+    def augment(X, rng, reach=3):
+        return X + amount
+
+    return augment
+
+
+def counted():
+    calls, seen = iter(range(9)), []
+
+    def augment(X, rng):
+        seen.append(next(calls))
+        return X
+
+    return augment
+
+
+def recursive(n=3):
+    def inner(X, rng):
+        return X if n else inner(X, rng)
+
+    return inner
+
+
+class Adds:
+    unit = 2
+
+    def __init__(self, amount):
+        self.amount = amount
+
+    def __call__(self, X, rng):
+        return X + self.amount * self.unit
+
+
+class AddsMore(Adds):
+    def __call__(self, X, rng):
+        return X + self.amount * self.unit + 1
+
+
+class Five(tb.quant.Quantizer):
+    name, levels = "five", (-2, -1, 0, 1, 2)
+
+    def codes(self, xp, w):
+        scale = self.size(xp, w)
+        return xp.clip(xp.rint(w / scale), -2, 2), scale
+
+
+class Edited(Five):
+    def codes(self, xp, w):
+        scale = self.size(xp, w) * 2
+        return xp.clip(xp.rint(w / scale), -2, 2), scale
+
+
+class Wider(Five):
+    width = 2.0
+
+
+Edited.__name__ = Edited.__qualname__ = Wider.__name__ = Wider.__qualname__ = "Five"  # as after an edit of the file
+
+
+def renamed(function):
+    function.__qualname__ = "augment"
+    return function
+
+
+DIFFERENT = {
+    "lambdas": [lambda X, rng: X, lambda X, rng: X[:, ::-1], lambda X, rng: X * 2, lambda X, rng: X * 3],
+    "closures": [shifted_by(1), shifted_by(2), shifted_by((1, 2)), shifted_by("1"), shifted_by(np.ones(3))],
+    "defaults": [renamed(lambda X, rng, a=1: X), renamed(lambda X, rng, a=2: X), renamed(lambda X, rng, *, a=1: X)],
+    "partials": [partial(shifted_by(1), reach=1), partial(shifted_by(1), reach=2), partial(shifted_by(2), reach=2)],
+    "names": [renamed(lambda X, rng: X.min()), renamed(lambda X, rng: X.max())],
+    "objects": [Adds(1), Adds(2), AddsMore(1), Adds(1).__call__, Adds(2).__call__],
+    "quantisers": [Five(), Edited(), Wider(), Five("tensor"), Five("row", "absmedian"), "five"],
+    "generators": [np.random.RandomState(3), np.random.RandomState(4), None, 3],
+}
+ALIKE = {
+    "closure": lambda: shifted_by(1.5),
+    "counter": counted,
+    "recursion": recursive,
+    "partial": lambda: partial(shifted_by((1, 2)), reach=1),
+    "object": lambda: Adds(2),
+    "quantiser": Five,
+    "generator": lambda: np.random.RandomState(3),
+    "object without a text": lambda: SimpleNamespace(held=object()),
+    "set": lambda: lambda X, rng: X if X.shape[0] in {1, 2, 3, "a", "b", "c"} else -X,
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_what_does_other_things_has_another_text(kind):
+    texts = [resume.option_text(value) for value in DIFFERENT[kind]]
+    assert len(set(texts)) == len(texts), texts
+    assert not any("0x" in text or "\n" in text for text in texts)
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_what_does_the_same_has_the_same_text_in_any_process(kind):
+    here = [resume.option_text(ALIKE[kind]()) for _ in range(3)]
+    code = "import sys; sys.path[:0] = sys.argv[1:4]; import test_resume as t; "
+    code += f"print(t.resume.option_text(t.ALIKE[{kind!r}]()))"
+    paths = map(str, (Path(__file__).parent, ROOT / "tests" / "support", ROOT))
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert {*here, done.stdout.strip()} == {here[0]}
+
+
+def test_what_counts_its_calls_may_go_on_with_its_run(data, tmp_path):
+    class Stops:
+        left = 7
+
+        def __call__(self, X, rng):
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+            return X
+
+    stops = Stops()
+    assert fit(data, tmp_path, {"every": 1e9}, augment=stops).interrupted_
+    assert result(fit(data, tmp_path, {"every": 1e9}, augment=stops)) == result(fit(data, augment=None))
+
+
+def test_a_model_is_its_sizes_and_its_normalisation_too(data, tmp_path):
+    model = fit(data, bits=32)
+    text = resume.option_text(model)
+    model.save(tmp_path / "m")
+    assert resume.option_text(tb.load(tmp_path / "m")) == text, "the same teacher, from a file"
+    other = fit((data[0] * 2, data[1]), bits=32, epochs=0)
+    other.model_.load_state_dict(model.model_.state_dict())
+    more_heads = fit(data, bits=32, epochs=0, heads=4)
+    more_heads.model_.load_state_dict(model.model_.state_dict())
+    more_heads.normalize_ = model.normalize_
+    networks = {resume.option_text(m.model_) for m in (model, other, more_heads)}
+    assert len({resume.option_text(m) for m in (model, other, more_heads)}) == 3 and len(networks) == 2
+
+
+def test_a_generator_goes_on_in_a_new_process(data, monkeypatch, tmp_path):
+    """What it held at the start, not where it lay."""
+    expected = result(fit(data, random_state=np.random.RandomState(3)))
+    cut(monkeypatch, 8)
+    with pytest.raises(Cut):
+        fit(data, tmp_path, random_state=np.random.RandomState(3))
+    monkeypatch.setattr(Run, "count", original)
+    assert result(fit(data, tmp_path, random_state=np.random.RandomState(3))) == expected
+    with pytest.raises(CheckpointError, match=r"random_state was RandomState .* and is now RandomState "):
+        fit(data, tmp_path, random_state=np.random.RandomState(4))
+
+
+def test_other_names_of_the_classes_are_another_run(data, half_done):
+    with pytest.raises(CheckpointError, match=r"another run: classes was \[0, 1, 2\] \w+ and is now \['a', 'b', 'c'\]"):
+        fit((data[0], np.array(["a", "b", "c"])[data[1]]), half_done)
+
+
 def test_hashing_is_fast_and_makes_no_copy():
     images = np.zeros((50_000, 32, 32, 3), "uint8")  # CIFAR-10: 154 MB
     tracemalloc.start()
@@ -310,6 +466,45 @@ def test_checkpoints_of_earlier_versions_are_refused(data, half_done):
         write_safetensors(path, arrays, info)
     with pytest.raises(CheckpointError, match=r"do not say what its images and labels .*another version of TinyBitViT"):
         fit(data, half_done)
+    for path in files_in(half_done):
+        arrays, info = read_safetensors(path)
+        del info["run"][resume.KIND], info["run"]["classes"]
+        write_safetensors(path, arrays, info)
+    with pytest.raises(CheckpointError, match=r"do not say what the kind of run was: .* go on with that version"):
+        fit(data, half_done)
+
+
+def test_another_kind_of_run_is_called_that(data, half_done):
+    """Whole files: nobody is told to delete them."""
+    teacher = fit(data, bits=32)
+    with pytest.raises(CheckpointError, match=r"the kind of run was fit and is now tb.quantize; give what it was"):
+        tb.quantize(teacher, data[0], verbose=0, checkpoint=half_done, resume=True)
+    folder = half_done / "rounding"
+    tb.quantize(teacher, data[0], verbose=0, checkpoint=folder)
+    with pytest.raises(CheckpointError, match=r"the kind of run was tb.quantize and is now fit; give what it was"):
+        fit(data, folder)
+    for change in ({"activation_bits": 4}, {"augment": "crop:1"}):
+        before = teacher.get_params()
+        with pytest.raises(CheckpointError, match=f"{next(iter(change))} was .* and is now"):
+            tb.quantize(teacher.set_params(**change), data[0], verbose=0, checkpoint=folder, resume=True)
+        teacher.set_params(**before)
+    tb.quantize(teacher, data[0], verbose=0, checkpoint=folder, resume=True)
+
+
+def test_a_newer_format_is_no_damage(data, half_done, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr("tinybitvit.files.VERSION", 2)
+        for path in files_in(half_done):
+            write_safetensors(path, *read_safetensors_of(1, path, newer))
+    with pytest.raises(CheckpointError, match=r"can be read: .*00007.* has format version 2, and .* install") as error:
+        fit(data, half_done)
+    assert "delete" not in str(error.value)
+
+
+def read_safetensors_of(version, path, patch):
+    with patch.context() as old:
+        old.setattr("tinybitvit.files.VERSION", version)
+        return read_safetensors(path)
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
@@ -443,7 +638,7 @@ def test_a_checkpoint_that_does_not_fit(data, half_done):
     arrays, info = read_safetensors(path)
     for change in ({"optimizer": {}}, {"done": None, "rng": 3}, {"history": {}}):
         write_safetensors(path, arrays, {**info, **change})
-        with pytest.raises(CheckpointError, match=r"does not fit this model .*delete the folder"):
+        with pytest.raises(CheckpointError, match=r"does not fit this model .*choose another folder"):
             fit(data, half_done)
     arrays.pop("model.head.bias")
     write_safetensors(path, arrays, info)

@@ -77,6 +77,29 @@ def test_a_rate_relative_to_the_weights():
         assert path / mean == pytest.approx(expected, rel=0.12)
 
 
+def test_a_rate_of_0_is_0():
+    for options in ({"relative_lr": 0.0}, {"relative_lr": 0.1, "path": 0.0}, {"relative_lr": 0.1, "factor": 0.0}):
+        _, optimizer, _ = staged([Stage(**options)])
+        assert [g["lr"] for g in optimizer.param_groups] == [0.0] * 3
+
+
+def test_without_low_bit_layers_the_rate_is_the_optimisers():
+    _, optimizer, _ = staged([Stage(relative_lr=0.1, path=2.0, others=0.5)], bits=32)
+    assert {g["lr"] for g in optimizer.param_groups} == {5e-3}
+    _, optimizer, _ = staged([Stage(relative_lr=0.1, path=2.0)], bits=32)
+    assert {g["lr"] for g in optimizer.param_groups} == {1e-2}
+
+
+@pytest.mark.parametrize("total", [0, 1, 3])
+def test_a_stage_too_short_for_an_update_centres_nothing(total):
+    schedule, _, model = staged([Stage(1.0), Stage(0.1, centre=True)], total=total)
+    before = [layer.weight.data.copy() for layer in watch.low_bit_layers(model)]
+    for _ in range(total):
+        schedule.step()
+    for layer, weight in zip(watch.low_bit_layers(model), before, strict=True):
+        assert np.array_equal(layer.weight.data, weight)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_stage_that_centres_does_so_once_where_it_begins(first):
     stages = [Stage(centre=True), Stage()] if first else [Stage(), Stage(centre=True)]

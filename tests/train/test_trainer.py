@@ -23,6 +23,7 @@ from tinybitvit import functional as F
 from tinybitvit.models import VisionTransformer
 from tinybitvit.nn import Linear
 from tinybitvit.optim import SGD, AdamW, decay_groups, one_after_another
+from tinybitvit.tensor import apply
 from tinybitvit.train import Trainer, single_threaded_blas
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2, 3])
@@ -467,6 +468,62 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(workers, rng):
     with pytest.raises(FloatingPointError, match="the loss became nan at update 1"):
         trainer.step(*batch(rng))
     assert_same_bits(weights_of(model), before)
+
+
+@WORKERS
+def test_a_gradient_that_is_not_finite_stops_before_the_update(workers, rng):
+    """Such as that of a root at 0, where the loss itself is fine; it is noticed where the gradient is measured."""
+
+    class NoSlope(tb.ops.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.shape, ctx.dtype = x.shape, x.dtype
+            return np.zeros((), x.dtype)
+
+        @staticmethod
+        def backward(ctx, g):
+            return (np.full(ctx.shape, np.nan, ctx.dtype),)
+
+    model = network()
+    before, x, y = weights_of(model), *batch(rng)
+    for on_nan in ("skip", "stop"):
+        options = {"workers": workers, "max_norm": 1.0, "on_nan": on_nan}
+        trainer = Trainer(model, SGD(model.parameters(), lr=0.1), lambda output, y: apply(NoSlope, output), **options)
+        if on_nan == "skip":
+            assert trainer.step(x, y) == 0
+        else:
+            with pytest.raises(FloatingPointError, match="the gradient of a loss of 0 is not finite at update 1;"):
+                trainer.step(x, y)
+        assert_same_bits(weights_of(model), before)
+
+
+@WORKERS_AND_DEVICES
+def test_what_the_loss_does_not_reach_stays_and_starts_afresh_later(workers, device, rng):
+    """As in torch: weight decay leaves the head alone while it has no gradient, and its first update is its first."""
+    model = network(dtype="float64", device=device)
+    theirs = counterpart(model)
+    reach = {"head": False}
+
+    def objective(model, x, y):
+        h = model.norm(model.tokens(x))
+        output = model.head(h.mean(axis=1))
+        return output, F.cross_entropy(output, y) if reach["head"] else (h * h).mean()
+
+    trainer = Trainer(model, AdamW(model.parameters(), lr=1e-2), workers=workers, objective=objective)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2)
+    x, y = batch(rng, dtype="float64")
+    for update in range(6):
+        reach["head"] = update >= 3
+        trainer.step(x, y)
+        optimizer.zero_grad()
+        h = theirs.norm(theirs.embed(torch.tensor(x)))
+        loss = (h * h).mean()
+        if reach["head"]:
+            loss = torch.nn.functional.cross_entropy(theirs.head(h.mean(dim=1)), torch.tensor(y))
+        loss.backward()
+        optimizer.step()
+    for (name, mine), p in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        assert_close(mine.data, p, name, 1e-9)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "all", None])

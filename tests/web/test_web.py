@@ -147,6 +147,31 @@ def test_a_fitted_vit(rng, tmp_path):
 
 
 @needs_node
+@pytest.mark.parametrize("high", [255, 16])
+@pytest.mark.parametrize("first", ["dark", "light"])
+def test_light_on_dark_and_dark_on_light_on_one_page(first, high, rng, tmp_path):
+    """The page's images are as the first model's; a model of the other polarity gets their negatives."""
+    X = np.asarray(tb.data.load_digits().X_train[:60] / 255 * high, np.uint8 if high == 255 else np.float32)
+    kinds = {"dark": X, "light": high - X}
+    names = sorted(kinds, reverse=first == "light")
+    models = {name: Fitted(network(rng, bits=32), Normalize.fit(kinds[name])) for name in names}
+    data = data_of(to_html(models, tmp_path / "page.html", X=kinds[first][:5]))
+    assert data["ground"] == first and data["frame"]["ink"] == pytest.approx(X.mean() / high, abs=1e-4)
+    assert [model["ink"] for model in data["models"]] == pytest.approx([data["frame"]["ink"]] * 2)
+    (tmp_path / "images").write_bytes(base64.b64decode(data["examples"]["pixels"]))
+    pixels = np.fromfile(tmp_path / "images", "uint8").reshape(5, 8, 8, 1)
+    np.testing.assert_allclose(pixels, kinds[first][:5] * (255 / high), atol=0.51)
+    for i, (name, model) in enumerate(models.items()):
+        alone = json.dumps({**data, "models": data["models"][i : i + 1]})
+        (tmp_path / "alone.html").write_text(f'<script type="application/json" id="data">{alone}</script>')
+        found = node(tmp_path / "alone.html", "ask", path=str(tmp_path / "images"))
+        with tb.no_grad():
+            expected = model.model_(model.normalize_(kinds[name][:5])).numpy()
+        # The page shows floats in 256 steps
+        np.testing.assert_allclose([a["logits"] for a in found], expected, atol=1e-5 if high == 255 else 0.05)
+
+
+@needs_node
 @pytest.mark.parametrize(
     ("shape", "sizes", "limit"),
     [
@@ -288,6 +313,14 @@ def test_drawings_are_framed_as_the_training_images(call):
 
 
 @needs_node
+def test_a_drawing_on_a_light_ground_is_the_negative(call):
+    seven = [stroke(SEVEN)]
+    dark, light = call(["drawnImage", seven, [8, 8], DIGITS, "dark"], ["drawnImage", seven, [8, 8], DIGITS, "light"])
+    assert max(dark) > 200 and light == [255 - v for v in dark]
+    assert call(["drawnImage", [], [8, 8], DIGITS, "light"]) == [None]
+
+
+@needs_node
 def test_the_zoos_digits_are_trained_on_what_the_page_makes_of_strokes(call, rng):
     """zoo/digits.py and draw.js agree byte for byte; a drawing is as inky as the scans, and each is its own."""
     digits = runpy.run_path(str(Path(__file__).parents[2] / "zoo" / "digits.py"))
@@ -362,8 +395,10 @@ def test_names_of_models(rng):
     [
         ((8, 8, 1), 255, "uint8", 0.3, (0, 1, (20 / 32, 1), "box")),
         ((8, 8, 1), 16, "float32", 0.3, (0, 16 / 255, (20 / 32, 1), "box")),
+        ((8, 8, 1), 16, "float32", 0.7, (0, 16 / 255, (20 / 32, 1), "box")),
         ((28, 28, 1), 255, "float32", 0.13, (0, 1, (20 / 28, 20 / 28), "mass")),
         ((28, 28, 1), 255, "uint8", 0.29, (0, 1, (1, 1), "box")),
+        ((28, 28, 1), 255, "uint8", 0.87, (0, 1, (20 / 28, 20 / 28), "mass")),
         ((20, 30, 1), 1, "float32", 0.3, (0, 1, (1, 1), "box")),
         ((32, 32, 3), 255, "uint8", 0.5, (0, 1, None, None)),
         ((1, 64, 1), 1, "float32", 0.5, (0, 1, None, None)),
@@ -379,8 +414,10 @@ def test_pixels_and_frame_follow_from_the_training_images(shape, high, dtype, in
     normalize, frame = data["models"][0]["normalize"], data["frame"]
     low, step, box, centre = expected
     assert (normalize["low"], normalize["step"]) == pytest.approx((low, step))
-    assert data["models"][0]["ink"] == pytest.approx(X.mean() / high, abs=1e-4)
-    assert data["ground"] == ("dark" if ink < 0.5 else None)  # pixels of both kinds at the border: no drawings
+    white = X.mean() / high
+    assert data["models"][0]["ink"] == pytest.approx(1 - white if ink > 0.5 else white, abs=1e-4)
+    # None: pixels of both kinds at the border, so no drawings
+    assert data["ground"] == ("dark" if ink < 0.5 else "light" if ink > 0.5 else None)
     assert (frame and (tuple(frame["box"]), frame["centre"])) == (box and (box, centre))
     if examples:
         pixels = np.frombuffer(base64.b64decode(data["examples"]["pixels"]), "uint8").reshape(3, *shape)

@@ -34,6 +34,13 @@ def models(digits):
 
 
 @pytest.fixture(scope="module")
+def negatives(digits):
+    """The model of 32 bits, trained on dark digits on white."""
+    options = {"epochs": 8, "verbose": 0, "random_state": 0, "workers": 1}
+    return tb.ViT(bits=32, **options).fit(255 - digits.X_train, digits.y_train)
+
+
+@pytest.fixture(scope="module")
 def browser():
     with Chromium() as browser:
         yield browser
@@ -152,6 +159,31 @@ def test_a_digit_drawn_by_mouse_is_read(page, digit):
     assert page.evaluate(
         "document.getElementById('pad').getContext('2d').getImageData(0, 0, 640, 640).data.some((v) => v)"
     )
+
+
+@pytest.mark.parametrize("names", [("light",), ("light", "dark"), ("dark", "light")])
+def test_models_of_either_polarity_read_drawings_and_examples(browser, models, negatives, digits, tmp_path, names):
+    """Alone or side by side; the first says what the page looks like, and which pictures are inverted."""
+    chosen = {name: {"dark": models["32 bits"], "light": negatives}[name] for name in names}
+    X = digits.X_test if names[0] == "dark" else 255 - digits.X_test
+    seven = np.flatnonzero(digits.y_test == 7)[0]
+    to_html(chosen, tmp_path / "page.html", X=X[[seven]], y=["7"])
+    Image.fromarray(digits.X_test[seven, ..., 0]).save(tmp_path / "seven.png")
+    Image.fromarray(255 - digits.X_test[seven, ..., 0]).save(tmp_path / "paper.png")
+    with opened(browser, tmp_path / "page.html"):
+        assert image(browser) == X[seven].ravel().tolist() and answers(browser) == ["7"] * len(names)
+        for digit in STROKES:
+            click(browser, "#clear")
+            draw(browser, STROKES[digit])
+            assert answers(browser) == [digit] * len(names)
+        assert (image(browser)[0] > 127) == (names[0] == "light")
+        line, ground = browser.evaluate("[brush.strokeStyle, getComputedStyle(pad).backgroundColor]")
+        assert (line, ground) == {"dark": ("#ffffff", "rgb(0, 0, 0)"), "light": ("#000000", "rgb(255, 255, 255)")}[
+            names[0]
+        ]
+        for name in ("seven.png", "paper.png"):
+            choose_file(browser, tmp_path / name)
+            assert image(browser) == X[seven].ravel().tolist() and answers(browser) == ["7"] * len(names)
 
 
 def test_drawings_must_be_framed_as_the_training_images_were(page, rng):

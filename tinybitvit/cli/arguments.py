@@ -64,13 +64,20 @@ MODEL_OPTIONS: dict[str, tuple[Callable, str]] = {
 }
 
 
-def add_training_arguments(p: Parser) -> None:
+def add_training_arguments(p: Parser, recipes: Sequence[str], about_recipes: str = "") -> None:
+    """What every training has. recipes: the names of those that the command offers."""
     p.add_argument(
         "--train-size", type=count, metavar="N", help="train on N images, classes in proportion (default: all)"
     )
     p.add_argument("--test-size", type=count, metavar="N", help="test on N images (default: all)")
     p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
-    p.add_argument("--seed", type=int, default=0, help="decides split, first weights and order of images (default: 0)")
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="decides split, first weights and order of images (default: 0); digits and folders without test images are"
+        " split by it, so that a model to start from or to learn from must have been trained on them with this seed",
+    )
     p.add_argument("--resume", action="store_true", help="go on from where the same command was cut short")
     group = p.add_argument_group("model and training", "Defaults are chosen for the data set.")
     for option, (kind, text) in MODEL_OPTIONS.items():
@@ -84,14 +91,14 @@ def add_training_arguments(p: Parser) -> None:
     )
     group.add_argument(
         "--recipe",
-        choices=("best", "paper", "imitate", "refine"),
-        help="how low-bit models are trained: paper, as BitNet's papers do, or best; imitate, refine: go on from a"
-        " low-bit model that is there (--init-from)",
+        choices=recipes,
+        help=f"how low-bit models are trained: paper, much as in BitNet's papers, or best{about_recipes}",
     )
     group.add_argument(
         "--augment",
         metavar="STEPS",
-        help="what happens to training images, such as flip,crop:4,cutout:8 (default: flip,crop; in grey shift)",
+        help="what happens to training images, such as flip,crop:4,cutout:8, or none (default: flip,crop; in grey"
+        " shift; below 16 pixels none)",
     )
     group.add_argument(
         "--device", default="auto", choices=("cpu", "cuda", "auto"), help="where to compute (default: auto)"
@@ -112,8 +119,8 @@ def add_study_arguments(p: Parser) -> None:
         "--out",
         type=name,
         metavar="DIR",
-        help="folder for report.html, results.json, figures and models (default: study-DATASET, sweep-DATASET or"
-        " ablation-DATASET)",
+        help="folder for report.html, results.json, figures and models; another study in it is refused, the same one"
+        " made again (default: study-DATASET, sweep-DATASET or ablation-DATASET)",
     )
     p.add_argument("--seeds", type=small_count, default=1, metavar="N", help="train everything N times (default: 1)")
     p.add_argument(
@@ -159,7 +166,10 @@ def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Those that were given; the others have their defaults elsewhere."""
     names = (*MODEL_OPTIONS, "init_from", "recipe", "augment")
-    return {**{name: value for name in names if (value := getattr(args, name)) is not None}, "device": args.device}
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.augment == "none":
+        given["augment"] = None
+    return {**given, "device": args.device}
 
 
 def command_line(words: Sequence[str]) -> str:

@@ -72,7 +72,8 @@ def build_parser() -> Parser:
 
     p = add(commands, study, "train the same ViT at several bit widths and compare them in a report")
     add_study_arguments(p)
-    add_training_arguments(p)
+    more = "; imitate, refine: go on from a low-bit model that is there (--init-from) with its --teacher"
+    add_training_arguments(p, ("best", "paper", "imitate", "refine"), more)
 
     p = add(commands, train, "train one model and save it")
     p.add_argument("dataset", type=name, metavar="DATASET", help=DATA_HELP)
@@ -85,7 +86,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="save packed bits only: small; a new training can start from it (--init-from)",
     )
-    add_training_arguments(p)
+    add_training_arguments(p, ("best", "paper"))
 
     add_zoo(commands)
     add_model_commands(commands)
@@ -148,7 +149,7 @@ def train(args: argparse.Namespace) -> int:
 def train_one(args: argparse.Namespace, write: bool = True) -> int:
     """Train, and save what came out unless another process does."""
     from ..files import printable
-    from ..study import chosen, load_data, measure, open_folder, start_model, train_model
+    from ..study import check_split, chosen, load_data, measure, open_folder, start_model, train_model
     from ..train import delete_checkpoints, undertrained
     from ..train.meter import say
 
@@ -158,12 +159,14 @@ def train_one(args: argparse.Namespace, write: bool = True) -> int:
         raise ValueError("--recipe needs --bits below 32: it is a way to low bits")
     out = output(args)
     data = load_data(args.dataset, **data_arguments(args))
+    start = None if args.init_from is None else start_model(args.init_from)
+    check_split(start, args.init_from, args.dataset, data, [args.seed])
     open_folder(out.parent)
     say(printable(data))
     options = chosen(args.dataset, len(data.y_train), model_arguments(args), args.init_from)
     options |= {"bits": args.bits, "random_state": args.seed}
-    if args.init_from is not None:
-        options["init_from"] = start_model(args.init_from)
+    if start is not None:
+        options["init_from"] = start
     checkpoints = out.with_suffix(".checkpoints")
     model, seconds = train_model(data, checkpoints, args.resume, **options)
     if write:

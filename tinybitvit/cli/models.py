@@ -81,7 +81,8 @@ def add_conversions(add_with_model) -> None:
 def seen_by(p: Parser, decided: str) -> None:
     """Options of a command that looks at a data set and writes a model."""
     p.add_argument("--image-size", type=count, metavar="N", help="stretch all images to N x N pixels")
-    p.add_argument("--seed", type=int, default=0, help=f"decides {decided} (default: 0)")
+    text = f"decides {decided} (default: 0); where MODEL was trained on a part of the same images, it must be its seed"
+    p.add_argument("--seed", type=int, default=0, help=text)
     p.add_argument("--out", type=name, metavar="FILE", required=True, help="where to save the model")
 
 
@@ -89,9 +90,15 @@ def seen_by(p: Parser, decided: str) -> None:
 
 
 def output(args: argparse.Namespace) -> Path:
-    """Where a model is to be saved, tried before it costs anything."""
+    """Where the result is to be saved, tried before it costs anything: neither a folder nor a file that is read."""
     if (out := Path(args.out)).is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file in it")
+    read = [getattr(args, name, None) for name in ("model", "init_from")]
+    for some in ("images", "compare"):
+        found = getattr(args, some, None)
+        read += found if isinstance(found, list) else []
+    if any(path is not None and Path(path).exists() and out.exists() and out.samefile(path) for path in read):
+        raise ValueError(f"--out {out} would replace a file that this command reads: give another name")
     return out
 
 
@@ -120,7 +127,8 @@ def attention(args: argparse.Namespace) -> int:
 
     from ..files import printable
 
-    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, args.out, args.occlude)))
+    out = output(args)
+    print("written:", printable(tb.viz.attention_files(tb.load(args.model), args.images, out, args.occlude)))
     return 0
 
 
@@ -150,12 +158,13 @@ def quantize(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
     from ..files import printable
-    from ..study import load_data, measure, open_folder
+    from ..study import check_split, load_data, measure, open_folder
     from ..train import delete_checkpoints
     from ..train.meter import say
 
     out, model = output(args), tb.load(args.model)
     data = load_data(args.dataset, seed=args.seed, image_size=args.image_size)
+    check_split(model, args.model, args.dataset, data, [args.seed])
     open_folder(out.parent)
     say(printable(data))
     checkpoints = out.with_suffix(".checkpoints")
@@ -173,15 +182,16 @@ def probe(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
     from ..files import printable
-    from ..study import load_data, open_folder, start_model
+    from ..study import check_split, load_data, open_folder, start_model
     from ..train.meter import say
 
     out, source = output(args), start_model(args.model)
     data = load_data(args.dataset, seed=args.seed, train_size=args.train_size, image_size=args.image_size)
+    check_split(source, args.model, args.dataset, data, [args.seed])
     open_folder(out.parent)
     say(printable(data))
     data = data.named()
-    model = tb.probe(source, data.X_train, data.y_train)
+    model = tb.probe(source, data.X_train, data.y_train).set_params(random_state=args.seed)
     model.save(out, packed=model.bits != 32)
     say(f"accuracy {model.score(data.X_test, data.y_test):.4f} on {len(data.y_test)} test images")
     say(written(out))
@@ -191,22 +201,22 @@ def probe(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     import tinybitvit as tb
 
-    model = tb.load(args.model)
+    out, model = output(args), tb.load(args.model)
     if args.int8 and args.format != "onnx":
         raise ValueError("--int8 is for --format onnx")
     if (args.compare or args.images) and args.format != "html":
         raise ValueError("--compare and --images are for --format html")
     if args.format == "safetensors":
-        model.save(args.out, packed=model.bits != 32)
+        model.save(out, packed=model.bits != 32)
     elif args.format == "onnx":
-        tb.io.export(model.model_, args.out, "onnx", int8=args.int8)
+        tb.io.export(model.model_, out, "onnx", int8=args.int8)
     elif args.format == "html":
         paths = (args.model, *args.compare)
         models = dict(zip(model_names(paths), map(tb.load, paths), strict=True))
-        tb.web.to_html(models, args.out, X=model.read_images(args.images) if args.images else None)
+        tb.web.to_html(models, out, X=model.read_images(args.images) if args.images else None)
     else:
-        tb.io.export(model.model_, args.out, args.format)
-    print(written(args.out))
+        tb.io.export(model.model_, out, args.format)
+    print(written(out))
     return 0
 
 

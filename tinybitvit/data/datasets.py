@@ -197,7 +197,20 @@ def stratified_split(
     except ValueError as error:
         fix = f"test_size={test_size} must leave at least one image of each of the {len(classes)} classes on both sides"
         raise DataError(f"{name}: {fix}; there are {np.bincount(y).tolist()} images a class") from error
+    _keep_every_class(y, train, test)
     return Dataset(X[train], y[train], X[test], y[test], classes, name)
+
+
+def _keep_every_class(y: np.ndarray, train: np.ndarray, test: np.ndarray) -> None:
+    """Exchange images between the two, in place, where a class has none on one side: rounding can leave it none there.
+
+    For an image of that class goes one of the class with most of them, so that the sizes stay.
+    """
+    for here, there in ((test, train), (train, test)):
+        for missing in np.setdiff1d(y[there], y[here]):
+            given = np.flatnonzero(y[here] == np.bincount(y[here]).argmax())[0]
+            taken = np.flatnonzero(y[there] == missing)[0]
+            here[given], there[taken] = there[taken], here[given]
 
 
 def _folder(root: Root, name: str) -> Path:

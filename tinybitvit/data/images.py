@@ -9,6 +9,7 @@ import numpy as np
 
 Ground = Literal["dark", "light"]
 DIM = 31  # whole numbers up to here may be dark bytes, but also 4-bit or other units, such as the 0..16 of the digits
+REACH = 8  # ranges of the fit by which a pixel may lie beyond it, where each column was scaled for itself
 MARGIN = 0.25  # of the range from black to white: how far resampled pixels may lie beyond it
 
 
@@ -43,7 +44,7 @@ def check_images(X: np.ndarray, expected: tuple[int, ...] | None) -> np.ndarray:
     X = X[..., None] if X.ndim == 3 else X
     shape = X.shape[1:]
     if expected is None:
-        if shape[0] in (1, 3) and shape[2] not in (1, 3, 4) and shape[1] > 4:
+        if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4) and shape[1] > 4:
             raise ValueError(
                 f"X has shape {X.shape}, which looks like (N, C, H, W);"
                 " channels come last here: pass X.transpose(0, 2, 3, 1)"
@@ -60,7 +61,8 @@ class Units:
     """What the pixels of images are: their dtype, their range, and whether they are whole numbers.
 
     ground: 'dark' or 'light' where nearly all of them are grey images with such a border, as drawings are. sure: False
-    for what is only guessed, of a model whose file does not say.
+    for what is only guessed, of a model whose file does not say. scaled: whether each column of flat rows was scaled
+    for itself (see `scaled_columns`): no number is black or white then, and an unseen row may lie far beyond the range.
 
     Images in other units are converted where that is certain: uint8, and whole numbers up to 255 in any container, are
     bytes; floats in 0..1 are bytes divided by 255. All else must look like what there was, or is refused.
@@ -72,6 +74,7 @@ class Units:
     whole: bool
     ground: Ground | None = None
     sure: bool = True
+    scaled: bool = False
 
     def __post_init__(self) -> None:
         """ValueError or TypeError for what a file says and no images are."""
@@ -104,6 +107,8 @@ class Units:
     @property
     def white(self) -> float | None:
         """The number that is white, 255 or 1, where it is certain; black is 0 then."""
+        if self.scaled:
+            return None
         if self.bytes and self.high > DIM:
             return 255.0
         return 1.0 if self.low >= 0 and self.high <= 1 and self._kind in "fb" else None
@@ -158,6 +163,8 @@ class Units:
         fits, ratio = True, 1.0
         if not self.sure:
             return 1.0
+        if self.white == 1 and self.whole and asked.whole and 0 <= asked.low <= asked.high <= 1:
+            white = 1.0  # 0 and 1 are black and white here, whatever holds them
         if self.white is None:
             fits = self._resembles(asked)
         elif white is None:
@@ -169,9 +176,11 @@ class Units:
         else:
             ratio = self.white / white
         if not fits:
+            scaled = " whose columns were each scaled for itself" if self.scaled else ""
+            bytes_too = ", or give bytes as uint8" if self.white and asked.dtype != "uint8" else ""
             raise ValueError(
-                f"X holds {asked}, but the model was fitted on {self}, and how to convert them is not certain: scale X"
-                " to the range of the fit, or give bytes as uint8"
+                f"X holds {asked}, but the model was fitted on {self}{scaled}, and how to convert them is not certain:"
+                f" scale X to the range of the fit{bytes_too}"
             )
         return ratio * asked.divisor / self.divisor
 
@@ -183,7 +192,12 @@ class Units:
     def _resembles(self, asked: "Units") -> bool:
         """Whether pixels can be in these units, for which no conversion is known."""
         span = self.high - self.low or abs(self.high) or 1.0
-        floor = self.low - (span if self.low else 0.005 * span)  # where the least is 0, pixels begin there
+        if self.scaled:
+            span *= REACH
+            if asked.whole and asked.high > 1:  # raw pixels: scaled ones are whole where all of them are 0 and 1
+                return False
+        # Where the least is 0, pixels begin there
+        floor = self.low - (span if self.low or self.scaled else 0.005 * span)
         if asked.low < floor or asked.high > self.high + span:
             return False
         if self.whole and not asked.whole:
@@ -192,6 +206,28 @@ class Units:
             return False
         looks_like_fractions = asked.white == 1 and asked.low == 0 and asked.high > 0.5
         return not looks_like_fractions or (self.low >= 0 and self.high <= 2)
+
+
+def scaled_columns(X: np.ndarray) -> bool:
+    """Whether each column of flat rows of floats (N, F) looks scaled for itself, as by scikit-learn's scalers.
+
+    To 0..1 (MinMaxScaler), to at most 1 (MaxAbsScaler), or to mean 0 and std 1 (StandardScaler), constant columns
+    apart. Not where all numbers are bytes / 255, or / 127.5 - 1: there, one scale for all gives the same.
+    """
+    if X.dtype.kind != "f":
+        return False
+    low, high = X.min(axis=0), X.max(axis=0)
+    varies = low < high
+    bytes_of = X[:256] * 255
+    if not varies.any() or np.allclose(bytes_of, np.rint(bytes_of), rtol=0, atol=0.01):
+        return False
+
+    def all_are(values: np.ndarray, target: float) -> bool:
+        return np.allclose(values[varies], target, rtol=0, atol=1e-3)
+
+    if all_are(np.maximum(-low, high), 1):  # 0..1 included
+        return True
+    return all_are(X.mean(axis=0, dtype=np.float64), 0) and all_are(X.std(axis=0, dtype=np.float64), 1)
 
 
 def ground_of(X: np.ndarray, units: Units) -> Ground | None:

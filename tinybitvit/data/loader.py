@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..backend import is_number
-from .transforms import Augment
+from .transforms import Augment, augmented
 
 Batch = tuple[np.ndarray, ...]
 
@@ -67,7 +67,7 @@ class Loader:
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
             x, *rest = (array[chosen] for array in self.arrays)
             if self.augment is not None:
-                x = self.augment(x, rng)
+                x = augmented(x, self.augment, rng)
             if self.transform is not None:
                 x = self.transform(x)
             yield (x, *rest)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .images import Ground, Units, ground_of
+from .images import DIM, Ground, Units, ground_of
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -34,12 +34,13 @@ class Normalize:
         self.units = units or self._guessed_units()
 
     @classmethod
-    def fit(cls, X: np.ndarray) -> "Normalize":
+    def fit(cls, X: np.ndarray, scaled: bool = False) -> "Normalize":
         """Mean and standard deviation of every channel of the training images X (N, H, W, C).
 
         A constant channel gets std 1 and so becomes 0. Two passes in float64 over blocks of images: no float copy of
-        all of X is made, and nothing cancels.
+        all of X is made, and nothing cancels. scaled: see `Units`.
         """
+        X = np.asarray(X)
         _check_batch(X)
         if X.size == 0:
             raise ValueError(f"Normalize.fit needs at least one pixel, got X of shape {X.shape}")
@@ -57,7 +58,7 @@ class Normalize:
         unit = 255.0 if X.dtype == np.uint8 else 1.0
         constant = std <= 1e-6 * np.abs(mean)  # up to rounding errors
         fitted = cls(mean / unit, np.where(constant, 1.0, std / unit))
-        units = Units.of(X)
+        units = replace(Units.of(X), scaled=scaled)
         fitted.units = replace(units, ground=ground_of(X, units))
         return fitted
 
@@ -110,7 +111,10 @@ class Normalize:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe, exact: ``Normalize.from_dict(n.to_dict())`` has the same bits."""
         values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-        return values | ({} if self.units == self._guessed_units() else {"units": asdict(self.units)})
+        units = asdict(self.units)
+        if not self.units.scaled:
+            del units["scaled"]  # which earlier versions do not know
+        return values | ({} if self.units == self._guessed_units() else {"units": units})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Normalize":
@@ -160,8 +164,30 @@ def cutout(X: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
         return (from_start >= 0) & (from_start < size)
 
     square = covered(height)[:, :, None, None] & covered(width)[:, None, :, None]
-    mean = X.mean(1, keepdims=True).mean(2, keepdims=True).astype(X.dtype)
-    return np.where(square, mean, X)
+    mean = X.mean(1, keepdims=True).mean(2, keepdims=True)
+    # As a bool anything above 0 would be white
+    return np.where(square, mean >= 0.5 if X.dtype == bool else mean.astype(X.dtype), X)
+
+
+def augmented(X: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """augment(X, rng) as images of the shape and the units of X (N, H, W, C); ValueError where they are others.
+
+    uint8 means 0..255 to `Normalize`, and any other dtype what the numbers say: an augmentation that computes in floats
+    gets its bytes back, rounded and clipped.
+    """
+    out = np.asarray(augment(X, rng))
+    if out.shape != X.shape or out.dtype.kind not in "biuf":
+        got = f"{out.shape} of {out.dtype}" if out.ndim else type(out.item()).__name__
+        raise ValueError(f"augment must return images of the shape that it gets, {X.shape}, not {got}")
+    if X.dtype == out.dtype or np.uint8 not in (X.dtype, out.dtype):
+        return out
+    if X.dtype != np.uint8:
+        return out.astype(np.float32)
+    if not np.isfinite(out).all():
+        raise ValueError("augment must return finite pixels: it was given bytes and returned NaN or inf")
+    if 0 < out.max(initial=0) <= 1 and X.max(initial=0) > DIM:
+        raise ValueError("augment was given bytes in 0..255 and returned numbers in 0..1: let it keep the range")
+    return np.rint(out).clip(0, 255).astype(np.uint8)
 
 
 def _translate(X: np.ndarray, rng: np.random.Generator, reach: int, fill: str) -> np.ndarray:

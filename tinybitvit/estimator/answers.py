@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .. import backend
+from ..autograd import writes
 from ..backend import plain
 from ..io.onnx_session import OnnxTrainer, check_onnxruntime, onnx_session
 from ..models import VisionTransformer
 from ..ops.norm import softmax_array
 from ..train import Trainer
-from .inputs import ImageClassifier, check_options, one_of
+from ..train.resume import fingerprint
+from .inputs import GIVEN, ImageClassifier, as_labels, check_options, one_of
 
 ENGINES = ("numpy", "onnxruntime")
 
@@ -23,6 +26,31 @@ def check_engine(engine: Any) -> None:
         check_onnxruntime()
 
 
+class Session:
+    """A network in onnxruntime, and what it was made of: it answers with the weights of that moment."""
+
+    def __init__(self, network: VisionTransformer) -> None:
+        self.network, self.arrays, self.made = network, [*network.state_dict().values()], writes.latest
+        self.weights, self.onnx = self._hash(), onnx_session(network)
+
+    def __reduce__(self) -> tuple:
+        """A deep or pickled copy of a classifier has none, and makes its own."""
+        return type(None), ()
+
+    def _hash(self) -> str:
+        return fingerprint(*map(backend.to_numpy, self.arrays))
+
+    def is_of(self, network: VisionTransformer) -> bool:
+        """Whether it still is what this network computes. The weights are read where any array was written to."""
+        arrays, latest = network.state_dict().values(), writes.latest
+        if network is not self.network or [*map(id, arrays)] != [*map(id, self.arrays)]:
+            return False
+        if latest != self.made and self.weights != self._hash():
+            return False
+        self.made = latest
+        return True
+
+
 class Answers(ImageClassifier):
     """A classifier that can be asked. engine_: what computes `predict` and its kin, 'numpy' or 'onnxruntime'.
 
@@ -30,7 +58,7 @@ class Answers(ImageClassifier):
     """
 
     engine_ = "numpy"
-    _session: Any = None  # of onnxruntime, with the weights of `model_`; made when it is first needed
+    _session: Session | None = None  # of onnxruntime; made when it is first needed, and again where the weights change
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits (n, classes); for two classes their difference (n,), positive for the second."""
@@ -45,6 +73,10 @@ class Answers(ImageClassifier):
         """The most probable label for each image (n,)."""
         best = self._logits(X).argmax(axis=1)
         return self.classes_[best]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of images whose label is predicted, each counted with its weight."""
+        return super().score(X, as_labels(y, "y"), sample_weight)
 
     def features(self, X: Any) -> np.ndarray:
         """What the head gets of each image (n, dim): its pooled and normalised tokens."""
@@ -61,12 +93,10 @@ class Answers(ImageClassifier):
     def _answerer(self) -> Trainer:
         if self.engine_ == "numpy":
             return Trainer(self.model_, workers=plain(self.workers))
-        if self._session is None:
-            self._session = onnx_session(self.model_)
-        return OnnxTrainer(self.model_, self._session, workers=plain(self.workers))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_session": None}  # a copy makes its own
+        session = self._session
+        if session is None or not session.is_of(self.model_):
+            self._session = session = Session(self.model_)
+        return OnnxTrainer(self.model_, session.onnx, workers=plain(self.workers))
 
     def pack(self, layout: str | None = None, engine: str = "numpy") -> Any:
         """A copy for prediction alone whose low-bit weights are packed bytes (see `VisionTransformer.pack`).
@@ -88,6 +118,7 @@ class Answers(ImageClassifier):
     def with_network(self, network: VisionTransformer, rng: np.random.Generator, **params: Any) -> Any:
         """A copy with another network for the same images and classes, and with other parameters."""
         other = copy.copy(self).set_params(**params)
+        other._given = {**self._given, **{name: plain(value) for name, value in params.items() if name in GIVEN}}
         other.model_, other._optimizer, other._rng = network, None, rng
         network.preprocessing, other.history_ = self.model_.preprocessing, copy.deepcopy(self.history_)
         return other

@@ -15,9 +15,8 @@ from ..files import CheckpointError
 from ..io.checkpoint import load_model, save_model
 from ..models import zoo
 from ..quant import Quantizer
-from .inputs import check_options, default_of
-
-NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
+from ..train.resume import option_text
+from .inputs import GIVEN, NETWORK, check_options
 
 
 def save_classifier(
@@ -29,8 +28,8 @@ def save_classifier(
     functions) a text such as '<ViT>' is kept, which a fit that needs them refuses. ValueError for such labels.
     """
     params = classifier.get_params(deep=False) | changed_options(classifier)
-    if isinstance(classifier.quantizer, Quantizer):  # packed bytes are of a built-in width
-        params["bits"] = classifier.quantizer.packed_bits
+    if isinstance(params["quantizer"], Quantizer):  # packed bytes are of a built-in width
+        params["bits"] = params["quantizer"].packed_bits
     names = getattr(classifier, "feature_names_in_", None)
     fitted = {
         "params": {name: to_json(value) for name, value in params.items()},
@@ -53,6 +52,7 @@ def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> 
         fitted = metadata["classifier"]
         loaded = cls(**{name: from_json(value) for name, value in fitted["params"].items()})
         check_options({name: getattr(loaded, name) for name in ("random_state", "workers")})
+        loaded._given = {name: getattr(loaded, name) for name in GIVEN}
         loaded.classes_ = labels_from_json(fitted["classes"], fitted["classes_dtype"])
         loaded.image_shape_ = tuple(fitted["image_shape"])
         loaded.normalize_ = Normalize.from_dict(fitted["normalize"])
@@ -80,8 +80,11 @@ def load_classifier(path: str | os.PathLike, cls: type, device: str = "cpu") -> 
 def changed_options(classifier: Any) -> dict[str, Any]:
     """The options of the network, as it has them, where the classifier's parameters say something else."""
     config, changed = classifier.model_.config, {}
+    quantizer = classifier._given["quantizer"]
+    if option_text(classifier.quantizer) != option_text(quantizer):
+        changed["quantizer"] = quantizer
     for name in NETWORK:
-        if name == "bits" and classifier.quantizer is not None:
+        if name == "bits" and quantizer is not None:
             continue  # they are those of the quantiser
         value = plain(getattr(classifier, name))
         if name == "patch_size":
@@ -92,12 +95,14 @@ def changed_options(classifier: Any) -> dict[str, Any]:
 
 
 def check_unchanged(classifier: Any, options: Any) -> None:
-    """ValueError where an option was set to what the fitted network is not."""
+    """ValueError where an option was set, since the fit, to what the fitted network is not."""
     for name, value in changed_options(classifier).items():
         given = getattr(options, name)
-        # A default may stand for what came from `init_from`
-        if given != default_of(classifier, name) or name in ("bits", "activation_bits"):
-            raise ValueError(f"{name} was set to {given!r}, but the network has {value!r}: call fit, or set it back")
+        # What was given to the fit may differ from the network, too: a default stands for what came from `init_from`
+        if name == "quantizer" or given != classifier._given[name]:
+            raise ValueError(
+                f"{name} was set to {given!r}, but the network was built with {value!r}: call fit, or set it back"
+            )
 
 
 def to_json(value: Any) -> Any:

@@ -5,6 +5,7 @@ import math
 import os
 import reprlib
 from collections.abc import Callable
+from numbers import Number
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 
 from ..backend import is_number, plain
 from ..data import Loader, Normalize, make_augment, read_image
-from ..data.images import check_finite, check_images, encode_labels, flat_shape
+from ..data.images import check_finite, check_images, encode_labels, flat_shape, scaled_columns
 from ..models import VisionTransformer
 from ..models.vit import POOLS
 from ..quant import Quantizer
@@ -116,15 +117,24 @@ FIT_RULES = {
     "every": Rule("must be a number of seconds from 0, or 'epoch'", lambda v: v == "epoch" or is_weight(v)),
     "resume": FLAG,
 }
+DATA = ("eval_set",)  # arguments that are no option: their arrays are as large as those of a training
+MODELS = ("distill_from", "init_from")
+NETWORK = ("patch_size", "dim", "depth", "heads", "mlp_ratio", "bits", "activation_bits", "pool")
+GIVEN = (*NETWORK, "quantizer")  # what a network is built from, which no later training can change
 
 
 def check_options(values: dict[str, Any], rules: dict[str, Rule] = RULES) -> dict[str, Any]:
     """The options as plain Python values. ValueError with the name of the first that breaks its rule."""
-    found = {name: plain(value) for name, value in values.items()}
+    found = {name: value if name in DATA else plain(value) for name, value in values.items()}
     for name, value in found.items():
         if name in rules and not rules[name].holds(value):
-            raise ValueError(f"{name} {rules[name].says}, not {reprlib.repr(value)}")
+            raise ValueError(f"{name} {rules[name].says}, not {short(value)}")
     return found
+
+
+def short(value: Any) -> str:
+    """A value as one short line."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def default_of(estimator: Any, name: str) -> Any:
@@ -149,6 +159,18 @@ def as_array(values: Any, name: str) -> Any:
         raise ValueError(f"{name} cannot be made one array ({error}): give images of one shape as an array") from error
 
 
+def as_labels(values: Any, name: str) -> np.ndarray:
+    """Labels as an array. ValueError for a list of text and other labels, of which NumPy would make text."""
+    labels = np.asarray(as_array(values, name))
+    if labels.dtype.kind in "US" and isinstance(values, (list, tuple)):
+        other = [label for label in np.array(values, object).ravel() if not isinstance(label, (str, bytes))]
+        if other:
+            raise ValueError(f"{name} mixes text with other labels such as {other[0]!r}: make all of them text")
+    if labels.dtype.kind == "O" and labels.ndim == 1 and all(isinstance(label, Number) for label in labels):
+        return np.array(labels.tolist())
+    return labels
+
+
 class ImageClassifier(ClassifierMixin, BaseEstimator):
     """A scikit-learn classifier of images (n, H, W, C), grey images (n, H, W) or flat rows (n, F)."""
 
@@ -159,6 +181,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     history_: History
     interrupted_: bool
     _rng: np.random.Generator
+    _given: dict[str, Any]  # the options that the network was built from, as they were given
+    _scaled = False  # whether the columns of X were each scaled for itself
     distill_from: Any
     workers: Any
 
@@ -175,15 +199,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self.normalize_.preparation(X)(X)
 
     def read_images(self, paths: Any) -> np.ndarray:
-        """Image files as images to ask about: (n, H, W, C) in the units of the fit, drawings in its polarity."""
+        """Image files, or one, as images to ask about: (n, H, W, C), units and polarity of drawings as in the fit."""
         check_is_fitted(self)
-        units = self.normalize_.units
+        units, paths = self.normalize_.units, [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        if not paths:
+            raise ValueError("read_images got no path: give the image files to read")
         return units.of_pictures(np.stack([read_image(path, self.image_shape_, units.ground) for path in paths]))
 
     def _shaped(self, X: Any, reset: bool = False) -> np.ndarray:
         """X as (n, H, W, C), its shape remembered (reset) or compared with the remembered one."""
         X = as_array(X, "X")
-        if X.ndim in (3, 4):
+        flat = X.ndim not in (3, 4)
+        if not flat:
             X = check_images(X, None if reset else self.image_shape_)
             if reset:
                 self.image_shape_ = X.shape[1:]
@@ -196,11 +223,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             X = X.reshape(len(X), *self.image_shape_)
         if reset:
             check_finite(X)
+            self._scaled = flat and scaled_columns(X.reshape(len(X), -1))
         return X
 
     def _check_labels(self, y: Any, n: int) -> np.ndarray:
         """One label an image (n,)."""
-        y = np.asarray(as_array(y, "y"))
+        y = as_labels(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if y.ndim != 1 or n != len(y):
@@ -218,11 +246,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("fit requires y to be passed, but the target y is None: pass one label per image")
         X = self._shaped(X, reset=first)
         y = self._check_labels(y, len(X))
-        known = None if classes is None else unique_labels(as_array(classes, "classes"))
+        known = None if classes is None else as_labels(classes, "classes")
+        if known is not None:
+            if known.ndim != 1:
+                raise ValueError(f"classes must be a list of all labels, such as [0, 1, 2], not {short(classes)}")
+            known = unique_labels(known)
         if first:
             self.classes_ = unique_labels(y) if known is None else known
             if len(self.classes_) < 2:
-                raise ValueError("y holds only one class; a classifier needs images of at least two")
+                raise ValueError(
+                    "y holds only one class; a classifier needs images of at least two (the first partial_fit may"
+                    " have fewer, with a list of all labels as classes)"
+                )
         elif known is not None and not np.array_equal(known, self.classes_):
             raise ValueError(f"classes are {self.classes_.tolist()} since the first call, not {known.tolist()}")
         codes = encode_labels(y, self.classes_)
@@ -232,7 +267,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """sample_weight times class_weight, float32 (n,), or None."""
         weight = None
         if sample_weight is not None:
-            weight = _check_sample_weight(as_array(sample_weight, "sample_weight"), X, dtype=np.float32)
+            if not isinstance(sample_weight, Number):
+                sample_weight = as_array(sample_weight, "sample_weight")
+            weight = _check_sample_weight(sample_weight, X, dtype=np.float32)
             if (weight < 0).any():
                 raise ValueError("sample_weight must not be negative")
         if self.class_weight is None:
@@ -242,6 +279,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _options(self) -> SimpleNamespace:
         """All parameters as plain values. ValueError where one is none that a training can have."""
+        for name in MODELS:
+            if getattr(self, name) is self:
+                raise ValueError(f"{name} is the model itself, which its training changes: give copy.deepcopy(model)")
         return SimpleNamespace(**check_options(self.get_params(deep=False)))
 
     def _check_teacher(self) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, check_random_state
 
+from ..backend import check_number
 from ..data import make_augment
+from ..data.transforms import augmented
 from ..models import VisionTransformer, shape_of, start_from
 from ..train import Checkpoints, describe_run
 from ..train.convert.layerwise import BATCH, LayerByLayer, device_of, output_metrics
@@ -35,15 +37,21 @@ def quantize(
     and memory for the tokens of all the images, some six times. verbose: 0 says nothing. checkpoint: a folder in which
     to save what is done after every block; with resume=True and the same arguments it goes on from there.
     """
+    check_number("images", images, 1, whole=True)
     check_is_fitted(teacher)
     if teacher.model_.config["bits"] != 32 or bits == 32:
         raise ValueError("quantize makes a low-bit copy of a 32-bit model: give a model of 32 bits, and bits below 32")
+    if not teacher.model_.config["depth"]:
+        raise ValueError("quantize rounds the blocks of a model, and this one has none (depth=0): train it as it is")
     if resume and checkpoint is None:
         raise ValueError("resume=True goes on from checkpoints: give their folder as checkpoint")
-    seed, checkpoints = check_random_state(random_state).randint(2**31), None
     X = teacher.check_images(X)
     if checkpoint is not None:
-        run = describe_run({"teacher": teacher, "bits": bits, "images": images, "random_state": random_state}, X)
+        params = {"teacher": teacher, "bits": bits, "images": images, "random_state": random_state}
+        params |= {"activation_bits": teacher.activation_bits, "augment": teacher.augment}
+        run = describe_run(params, X, kind="tb.quantize")  # before a RandomState is drawn from
+    seed, checkpoints = check_random_state(random_state).randint(2**31), None
+    if checkpoint is not None:
         checkpoints = Checkpoints(checkpoint, math.inf, resume, run, {"seed": int(seed)})
         seed = checkpoints.notes["seed"]
     rng = np.random.default_rng(seed)
@@ -51,8 +59,7 @@ def quantize(
     rounded = _low_bit(network, bits, teacher, rng)
     student = teacher.with_network(rounded, rng, bits=bits, recipe=None)
     X = X[rng.permutation(len(X))[:images]]
-    augment = make_augment(teacher.augment, teacher.image_shape_)
-    x = teacher.normalize_(X if augment is None else augment(X, rng))
+    x = teacher.normalize_(augmented(X, make_augment(teacher.augment, teacher.image_shape_), rng))
     tell = (lambda line: print(line, flush=True)) if verbose else (lambda line: None)
     batches = (x[start : start + BATCH] for start in range(0, min(len(x), 20 * BATCH), BATCH))
     metrics = output_metrics(network, batches, rng)

@@ -2,46 +2,27 @@
 
 import copy
 import os
-from collections.abc import Callable
-from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted, check_random_state
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 
 from .. import backend
-from .. import functional as F
-from ..data.images import auto_patch
-from ..data.transforms import Augment, Normalize
-from ..models import VisionTransformer, shape_of, source_of, start_from
-from ..optim import AdamW, decay_groups
-from ..quant.quantizer import Quantizer, bits_beside, own_options
-from ..train import (
-    Checkpoints,
-    Recipe,
-    Run,
-    Stages,
-    Trainer,
-    describe_run,
-    empty_history,
-    find_recipe,
-    memory_advice,
-    model_fingerprint,
-    ranks,
-    smoothing_floor,
-    soft_targets,
-)
-from ..train.convert.recipes import check_same_shape
-from .answers import Answers, check_engine
-from .files import NETWORK, check_unchanged, labels_to_json, load_classifier, save_classifier
-from .inputs import FIT_RULES, check_options, default_of
+from ..data.transforms import Augment
+from ..quant.quantizer import Quantizer
+from ..train import Checkpoints, Recipe, Run, Stages, describe_run, empty_history
+from .answers import check_engine
+from .build import Learner
+from .files import check_unchanged, labels_to_json, load_classifier, save_classifier
+from .inputs import FIT_RULES, MODELS, check_options
 
 
-class ViT(Answers):
+class ViT(Learner):
     """A low-bit Vision Transformer that is trained with `fit` and asked with `predict`.
 
     X: images (n, H, W, C), channels last, or grey (n, H, W), or flat (n, F); uint8 or floats. Flat rows become square
-    images (one or three channels) where F allows it, else strips of one-pixel patches. y: any labels.
+    images (one or three channels, channels last) where F allows it, else strips of one-pixel patches. y: any labels.
 
     Parameters
     ----------
@@ -59,10 +40,10 @@ class ViT(Answers):
     init_from : a fitted ViT, a VisionTransformer, or a file or folder for `tb.models.from_pretrained`, to start from:
         its architecture (leave patch_size, dim, depth, heads and mlp_ratio out) and every weight that fits. What it
         lacks (a head for these classes) comes from `distill_from`, where a recipe learns from that.
-    recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet's
-        papers do; 'best': start from `distill_from`, learn what it does block by block, then its outputs end to end
-        (without a teacher: the labels, in two stages); 'imitate': go on from the low-bit model `init_from` with the
-        outputs of `distill_from` alone; 'refine': with those and the labels; or a `tb.train.Recipe`.
+    recipe : for bits < 32. None: train on the labels, with scales per row; 'paper': with one scale a layer, as BitNet
+        has it, without its extra norm; 'best': start from `distill_from`, learn what it does block by block, then its
+        outputs end to end (without a teacher: the labels, in two stages); 'imitate': go on from the low-bit `init_from`
+        with the outputs of `distill_from` alone; 'refine': with those and the labels; or a `tb.train.Recipe`.
     early_stopping : stop after `patience` epochs without a better accuracy on `eval_set`, or on a `validation_fraction`
         of X kept aside, and go back to the best weights.
     on_nan : 'stop' with an error where a loss is not finite, or 'skip' that update (at most 10 in a row).
@@ -79,10 +60,6 @@ class ViT(Answers):
     image_shape_ (H, W, C), normalize_ (`tb.data.Normalize`: mean, std and units of the pixels), interrupted_ (whether
     Ctrl-C or an error ended the training).
     """
-
-    _optimizer: AdamW | None = None  # while a training, or a series of partial_fit, goes on
-    _recipe: Recipe = Recipe()
-    _teacher: VisionTransformer | None = None  # where the recipe's stages learn from it
 
     def __init__(
         self,
@@ -166,13 +143,14 @@ class ViT(Answers):
         check_options({"eval_set": eval_set, "checkpoint": checkpoint, "every": every, "resume": resume}, FIT_RULES)
         if resume and checkpoint is None:
             raise ValueError("resume=True goes on from checkpoints: give their folder as checkpoint")
-        new = copy.copy(self)
-        options = new._options()
+        new, options = copy.copy(self), self._options()
         X, codes, weight = new._check_training_data(X, y, sample_weight)
-        seed, checkpoints = new._draw_seed(), None
         if checkpoint is not None:
             labels_to_json(new.classes_)  # a model that cannot be saved is refused before its training
-            run_of = describe_run(self.get_params(deep=False), X, codes, weight, *(eval_set or ()))
+            params = {"classes": new.classes_, **self.get_params()}
+            run_of = describe_run(params, X, codes, weight, *(eval_set or ()))  # before a RandomState is drawn from
+        seed, checkpoints = new._draw_seed(), None
+        if checkpoint is not None:
             checkpoints = Checkpoints(checkpoint, every, resume, run_of, {"seed": seed})
             seed = checkpoints.notes["seed"]
         X = new._build(X, seed, options)
@@ -203,13 +181,13 @@ class ViT(Answers):
 
         classes: all labels that will ever come, needed in the first call unless its y holds them all.
         """
-        new, first = copy.copy(self), not hasattr(self, "model_")
-        options = new._options()
+        new, options, first = copy.copy(self), self._options(), not hasattr(self, "model_")
         if options.class_weight == "balanced":
             raise ValueError("class_weight='balanced' needs all labels at once: give partial_fit a dict of weights")
         X, codes, weight = new._check_training_data(X, y, sample_weight, classes, first)
         if first:
             X = new._build(X, new._draw_seed(), options)
+            new._teacher = None  # there are no stages, so its probabilities are what is learnt
         else:
             check_unchanged(self, options)
             X = new.normalize_.units.conversion(X)(X)
@@ -223,8 +201,7 @@ class ViT(Answers):
             verbose=options.verbose,
             floor=new._floor(),
         )
-        for group in new._optimizer.param_groups:
-            group["lr"] = options.lr
+        new._set_rates(new._optimizer, options)
         self._train(new, run, 1)
         return self
 
@@ -237,84 +214,21 @@ class ViT(Answers):
         finally:
             self._session = None  # it has the weights of before
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name. Those of the fitted models among them are theirs, and not listed."""
+        return super().get_params(deep=False)
+
+    def __sklearn_clone__(self) -> "ViT":
+        """An unfitted copy. The models to start and to learn from stay what they are: unfitted they were no use."""
+        bare, kept = copy.copy(self), {name: getattr(self, name) for name in MODELS}
+        bare.__dict__.update(dict.fromkeys(MODELS))
+        other = BaseEstimator.__sklearn_clone__(bare)
+        other.__dict__.update(kept)
+        return other
+
     @property
     def n_iter_(self) -> int:
         return len(self.history_["loss"])
-
-    @memory_advice("the model")
-    def _build(self, X: np.ndarray, seed: int, options: Any) -> np.ndarray:
-        """What X, the classes and the options decide: recipe, network, optimiser. Returns X in the model's units."""
-        self._rng = np.random.default_rng(seed)
-        options.bits = bits_beside(options.quantizer, options.bits, default_of(self, "bits"))
-        self._recipe = find_recipe(options.recipe, options.bits, options.distill_from is not None, options.warmup)
-        taught = any(stage.learns != "labels" for stage in self._recipe.stages)
-        teacher = self._check_teacher().model_ if taught or options.distill_from is not None else None
-        self._teacher = teacher if taught else None
-        start = options.distill_from if taught and options.init_from is None else options.init_from
-        source = None if start is None else source_of(start, self.image_shape_[:2])
-        if self._recipe.goes_on and (source is None or source.config["bits"] == 32):
-            raise ValueError("this recipe goes on with a low-bit model: give one as init_from")
-        self.normalize_ = getattr(start, "normalize_", None) or Normalize.fit(X)
-        X = self.normalize_.units.conversion(X)(X)
-        self._build_network(source, options)
-        if before := {model_fingerprint(network) for network in (source, teacher) if network is not None}:
-            # The same seed would repeat the batches that these networks were trained on: mix their weights in.
-            self._rng = np.random.default_rng([seed, *sorted(int(text, 16) for text in before)])
-        self._optimizer = self._make_optimizer(options)
-        return X
-
-    def _build_network(self, source: VisionTransformer | None, options: Any) -> None:
-        """The network on its device, with the weights and the architecture of `source` where there is one."""
-        shape = {name: getattr(options, name) for name in NETWORK}
-        if source is not None:
-            given = {name: v for name, v in shape.items() if v != default_of(self, name)}
-            shape |= shape_of(source, given | {"bits": options.bits})
-        elif options.patch_size == "auto":
-            shape["patch_size"] = auto_patch(self.image_shape_)
-        *size, channels = self.image_shape_
-        shape |= {"in_channels": channels, "num_classes": len(self.classes_), **self._recipe.network}
-        self.model_ = VisionTransformer(tuple(size), **own_options(shape, self.quantizer), rng=self._rng)
-        self.model_.preprocessing = self.normalize_.for_pictures()
-        if source is not None:
-            if self._teacher not in (None, source):  # what the source lacks, such as a head for these classes
-                check_same_shape(self.model_, self._teacher)
-                start_from(self.model_, self._teacher)
-            start_from(self.model_, source)
-        device = backend.resolve_device(options.device)
-        if options.verbose == 1 and options.device == "auto" and (note := backend.auto_note()):
-            print(note, flush=True)
-        self.model_.to(device)
-
-    def _draw_seed(self) -> int:
-        seed = check_random_state(self.random_state).randint(2**31)
-        return seed if ranks.group is None else ranks.group.first(seed)
-
-    def _make_optimizer(self, options: Any) -> AdamW:
-        return AdamW(decay_groups(self.model_, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
-
-    def _floor(self) -> float:
-        """The least value of the loss where it is that of the labels, else 0."""
-        if self.distill_from is not None or any(stage.learns != "labels" for stage in self._recipe.stages):
-            return 0.0
-        return smoothing_floor(self.label_smoothing, len(self.classes_))
-
-    def _trainer(self, options: Any) -> Trainer:
-        loss = partial(F.cross_entropy, label_smoothing=options.label_smoothing)
-        more = {"rng": self._rng, "group": ranks.group, "on_nan": options.on_nan}
-        return Trainer(self.model_, self._optimizer, loss, options.workers, **more)
-
-    def _targets(self, X: np.ndarray) -> Callable | None:
-        """The teacher's probabilities as labels, unless the recipe has a better use for the teacher. X: the images."""
-        if self.distill_from is None:
-            return None
-        teacher = self._check_teacher()
-        sight = self.normalize_.sight(teacher.normalize_, X)
-        if self._teacher is None:
-            targets = soft_targets(teacher._answerer())
-            return targets if sight is None else lambda x, y: targets(sight(x), y)
-        if sight is not None:
-            raise ValueError("init_from and distill_from normalise images differently: this recipe needs them alike")
-        return None
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -41,10 +41,13 @@ def save_model(
     """Save a model, atomically, with anything else that JSON and arrays (of an optimiser, say) can hold.
 
     packed: bytes instead of latent weights, for inference: a training can start from such a file (`init_from`), not go
-    on. half: round the numbers that stay floats (scales, biases, norms, positions, head) to float16 on disk; without it
-    a packed file gives back the same logits bit for bit. Raises CheckpointError where the file cannot be written and
-    ValueError for a model with nothing to pack.
+    on. half: round the numbers that stay floats (scales, biases, norms, positions, head) to float16 on disk, where they
+    are not too small for it; without it a packed file gives back the same logits bit for bit. Tuples in the metadata
+    come back as lists. Raises CheckpointError where the file cannot be written, and ValueError for a model with nothing
+    to pack or with numbers too large for float16, and for what JSON cannot hold.
     """
+    if network_of(model) is not model:
+        raise ValueError("this file would have no place for the classes of a tb.ViT: call its own save(path)")
     if packed and not model.config["layout"]:
         model = model.pack()
     is_packed = bool(model.config["layout"])
@@ -61,7 +64,7 @@ def save_model(
         layouts[name] = _disk_layout(layer)
         state[f"{name}.packed"] = _convert(state[f"{name}.packed"], layer, layer.layout, layouts[name])
     if half:
-        state = {name: a.astype("float16") if a.dtype.kind == "f" else a for name, a in state.items()}
+        state = {name: _half(name, a) if a.dtype.kind == "f" else a for name, a in state.items()}
     others = {name: backend.to_numpy(a) for name, a in (arrays or {}).items()}
     if taken := [name for name in others if name.startswith(MODEL)]:
         raise ValueError(f"arrays: {taken[0]} must not begin with {MODEL!r}, where the model's own arrays are kept")
@@ -72,7 +75,33 @@ def save_model(
         "preprocessing": getattr(model, "preprocessing", None),
         "extra": dict(metadata or {}),
     }
-    write_safetensors(path, {**{MODEL + name: a for name, a in state.items()}, **others}, info)
+    write_safetensors(path, {**{MODEL + name: a for name, a in state.items()}, **others}, _with_lists(info))
+
+
+def _half(name: str, array: np.ndarray) -> np.ndarray:
+    """An array as float16, or as it is where rounding would take more than 1 % of it: the smallest numbers become 0."""
+    with np.errstate(over="ignore"):
+        half = array.astype("float16")
+    if not np.isfinite(half).all():
+        raise ValueError(f"{name} holds numbers that float16 does not (beyond 65504, or NaN): save without half=True")
+    lost = np.linalg.norm(array.astype("float64") - half)
+    return half if lost <= 0.01 * np.linalg.norm(array.astype("float64")) else array
+
+
+def _with_lists(value: Any) -> Any:
+    """Metadata with lists in place of tuples, such as the sizes of a configuration."""
+    if isinstance(value, dict):
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    return [_with_lists(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def network_of(model: Any) -> VisionTransformer:
+    """The network of a fitted tb.ViT, or the VisionTransformer that was given. ValueError for anything else."""
+    network = getattr(model, "model_", model)
+    if not isinstance(network, VisionTransformer):
+        kind = type(network).__name__
+        raise ValueError(f"only a fitted tb.ViT or a VisionTransformer can be written, not {kind}: call fit first")
+    return network
 
 
 def file_bytes(model: Any) -> int:
@@ -81,7 +110,7 @@ def file_bytes(model: Any) -> int:
 
     model: a fitted tb.ViT or a VisionTransformer. One that came from a packed file has the bytes of that file.
     """
-    network = getattr(model, "model_", model)
+    network = network_of(model)
     if network.file_bytes is not None:
         return network.file_bytes
     written: list[int] = []

@@ -2,11 +2,12 @@
 
 import json
 import os
+from typing import Any
 
 from .. import backend
 from ..files import tensor_bytes, write_model
-from ..models import VisionTransformer
 from ..quant import BitLinear, PackedLinear, pack
+from .checkpoint import network_of
 
 CONVENTION = (
     "weight: uint8 (out/4, in), layout of transformers.integrations.bitnet: byte row r holds the codes + 1 of rows r, "
@@ -17,17 +18,19 @@ CONVENTION = (
 )
 
 
-def export_hf(model: VisionTransformer, path: str | os.PathLike, *, per_tensor: bool = False) -> None:
+def export_hf(model: Any, path: str | os.PathLike, *, per_tensor: bool = False) -> None:
     """Write a model of 1 or 1.58 bits as a safetensors file whose low-bit layers transformers' BitLinear can load.
 
-    Every low-bit layer becomes `weight` (uint8), `weight_scale` ((1,), or (out,) where a scale belongs to a row; it
-    *divides*), `bias` and `rms_norm.weight`; patch embedding, norms, positions and head stay dense. The convention
-    stands in the metadata. ValueError for other bits, other inputs than 8 bits, and rows that are no multiple of 4.
+    model: a fitted tb.ViT or a VisionTransformer. Every low-bit layer becomes `weight` (uint8), `weight_scale` ((1,),
+    or (out,) where a scale belongs to a row; it *divides*), `bias` and `rms_norm.weight`; patch embedding, norms,
+    positions and head stay dense. The convention stands in the metadata. ValueError for other bits, other inputs than 8
+    bits, and rows that are no multiple of 4.
 
     per_tensor: one scale (1,) a layer, as transformers creates its BitLinear, which then takes the arrays as they are;
     in place of scales for rows it is the one with the least squared error, and the answers change. Exact for a model
     with granularity='tensor'.
     """
+    model = network_of(model)
     config = {name: value for name, value in model.config.items() if name != "quantizer"}
     quantizer = model.config.get("quantizer")
     bits = quantizer.packed_bits if quantizer else config["bits"]

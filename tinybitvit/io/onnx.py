@@ -21,6 +21,7 @@ from ..models import VisionTransformer
 from ..nn import LayerNorm, Linear
 from ..quant import BitLinear, PackedLinear, pack
 from ..quant.integer import smallest_size
+from .checkpoint import network_of
 
 # Layouts of the weights, whose names are also ONNX types, smallest first, and the operator sets that have them.
 STORED = {"int2": 25, "int4": 21, "int8": 20}
@@ -72,7 +73,7 @@ class Graph:
 
 
 def export_onnx(
-    model: VisionTransformer,
+    model: Any,
     path: str | os.PathLike,
     preprocessing: dict[str, Any] | None = None,
     *,
@@ -81,11 +82,12 @@ def export_onnx(
 ) -> None:
     """Write a model, full or packed, as ONNX: input `images` (N, H, W, C), output `logits` (N, classes), N free.
 
-    images: uint8, divided by 255 and then normalised with `preprocessing` {"mean": ..., "std": ...} (None: the model's
-    own, and where it has none, none); float_images=True: float32, normalised but not divided. int8: store the weights
-    as INT8, four times as large, for runtimes that do not know operator set 25. Needs the package onnx. Raises
-    CheckpointError where the file cannot be written.
+    model: a fitted tb.ViT or a VisionTransformer. images: uint8, divided by 255 and then normalised with
+    `preprocessing` {"mean": ..., "std": ...} (None: the model's own, and where it has none, none); float_images=True:
+    float32, normalised but not divided. int8: store the weights as INT8, four times as large, for runtimes that do not
+    know operator set 25. Needs the package onnx. Raises CheckpointError where the file cannot be written.
     """
+    model = network_of(model)
     write_model(path, onnx_bytes(model, preprocessing or model.preprocessing, int8, float_images))
 
 

@@ -50,7 +50,9 @@ TIMM_IDLE = re.compile(r".*drop.*|.*init|dynamic_img_\w+|strict_img_size|img_siz
 def sizes_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """What arrays under this library's short names show of their network."""
     dim, channels, *patch = arrays["patch.weight"].shape
-    hidden = arrays["blocks.0.mlp.fc1.weight"].shape[0]
+    hidden, taken = arrays["blocks.0.mlp.fc1.weight"].shape[0], arrays["blocks.0.mlp.fc2.weight"].shape[1]
+    if hidden == 2 * taken:
+        raise ValueError("its MLPs are gated (SwiGLU or GluMlp), which is not supported")
     return {
         "dim": dim,
         "channels": channels,
@@ -119,7 +121,8 @@ def timm(arrays: Mapping[str, Any], config: Mapping[str, Any], heads: int | None
     pool = stated.get("global_pool")
     if pool not in (None, "token", "avg") or (pool == "token" and not sizes["class_token"]):
         raise ValueError(f"global_pool={pool!r} is not supported, or not with these arrays")
-    first = "cls+dist" if "head_dist.weight" in arrays else "cls"
+    # A head for each of the two tokens, or none: DeiT's mean of both
+    first = "cls+dist" if "dist" in arrays and ("head_dist.weight" in arrays or not sizes["classes"]) else "cls"
     return {
         "heads": heads,
         "eps": 1e-6,
@@ -219,6 +222,10 @@ def preprocessing(
         mean, std = 0, 1
     elif mean is None and std is None and unit == 1:
         return None
+    for name, values in {"mean": mean, "std": std}.items():
+        if values is None:
+            lacking = f"preprocessor_config.json lacks image_{name}" if processor else f"config.json lacks {name}"
+            raise ValueError(f'{lacking}, for the pixels: add it, or "do_normalize": false')
     mean, std = (_per_channel(values, channels) for values in (mean, std))
     mean, std = [m / unit for m in mean], [s / unit for s in std]
     if min(std) < TINY or max(map(abs, mean + std)) > 1 / TINY:

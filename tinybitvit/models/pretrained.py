@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import functional as F
 from ..files import CheckpointError, file_problem, read_arrays
-from . import configs
+from . import configs, zoo
 from .positions import resize_positions
 from .vit import VisionTransformer
 
@@ -41,6 +41,8 @@ NAMES = [
     (r"(?:head_dist|distillation_classifier)\.(weight|bias)", r"head_dist.\1"),
     (r"pooler\.dense\.(?:weight|bias)|(?:embeddings\.)?mask_token", ""),  # of other tasks: left out
 ]
+PART = re.compile(r".*-\d+-of-(?!0*1\.)\d+\.safetensors")  # of more than one
+OWN = "model.embed.pos_embed"  # is in every file of `io.save_model`
 RULES = [(re.compile(PREFIX + f"(?:{pattern})"), ours) for pattern, ours in NAMES]
 
 
@@ -71,10 +73,12 @@ def from_pretrained(
     or a timm .safetensors file. Of Hugging Face: ViT, DeiT (with one head or two) and DINOv2 (with or without
     registers); a plain model gives features, one with a head logits. image_size: int or (height, width) in pixels
     (None: the file's); positions are resampled as the original model does it. num_classes: another number than the
-    file's gets a new head, 0 none. bits and `options` go to VisionTransformer; below 32 bits the weights become latent
-    weights, and the norms before proj and fc2 are new. heads=...: for timm files without a config whose heads are not
-    64 channels wide. `model.preprocessing` keeps the mean and std of the pixels (0..1) where the files tell. Raises
-    CheckpointError for whatever cannot be read, and for a config that asks for what a network here cannot do.
+    file's gets a new head, 0 none; so does every number with another pool=... than the file's, whose head is then of no
+    use. bits and `options` go to VisionTransformer, but for sizes and details that the weights need as they are; below
+    32 bits the weights become latent weights, and the norms before proj and fc2 are new. heads=...: for timm files
+    without a config whose heads are not 64 channels wide. `model.preprocessing` keeps the mean and std of the pixels
+    (0..1) where the files tell. Raises CheckpointError for whatever cannot be read, and for a config that asks for what
+    a network here cannot do, and ValueError for options that do not fit the file.
     """
     path = Path(path)
     try:
@@ -83,14 +87,15 @@ def from_pretrained(
     except CheckpointError:
         raise
     except Exception as error:  # whatever a foreign file can do wrong
-        reason = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        reasons = {ValueError: f"{error}", KeyError: f"it lacks {error}"}
+        reason = reasons.get(type(error), f"{type(error).__name__}: {error}")
         raise CheckpointError(f"{path} cannot be read as a ViT: {reason}") from error
+    if taken := sorted(shape.keys() & options.keys()):
+        raise ValueError(f"{taken[0]} is {shape[taken[0]]!r} in {path}, as its weights need it: leave {taken[0]} out")
     size = tuple(g * p for g, p in zip(source.grid, shape["patch_size"], strict=True))
     if image_size:
         size = F.as_pair(image_size)
-    pool = options.pop("pool", source.pool)
-    head = source.arrays.get("head.weight")
-    in_file = len(head) if head is not None and pool == source.pool else 0
+    pool, in_file = _pooling(path, source, options.pop("pool", None), num_classes)
     classes = in_file if num_classes is None else num_classes
     model = VisionTransformer(size, num_classes=classes, pool=pool, bits=bits, **shape, **options)
     model.preprocessing = source.preprocessing
@@ -106,10 +111,29 @@ def from_pretrained(
     return model.eval()
 
 
+def _pooling(path: Path, source: Source, pool: str | None, num_classes: int | None) -> tuple[str, int]:
+    """The tokens that are pooled, and how many classes the file's head on them has, 0 without one."""
+    in_file = configs.sizes_of(source.arrays)["classes"]
+    if pool is None and num_classes is None and source.pool == "cls+dist" and not in_file:
+        raise CheckpointError(
+            f"{path} is a distilled DeiT without heads, whose features are the mean of two tokens, which is not"
+            " supported: call from_pretrained with num_classes= for a new head on both, or with pool='cls'"
+        )
+    if pool in (None, source.pool):
+        return source.pool, in_file
+    if in_file and num_classes is None:
+        raise ValueError(
+            f"the head in {path} is for pool={source.pool!r}, not {pool!r}: give num_classes= for a new one, 0 for none"
+        )
+    return str(pool), 0
+
+
 def _read(path: Path, heads: int | None) -> Source:
     """The Source in a file or folder."""
     folder = path if path.is_dir() else path.parent
     arrays = _rename(_arrays(path))
+    if "reg" in arrays and not arrays["reg"].size:  # a model with registers may have none
+        del arrays["reg"]
     config, stated = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     if wrong := [name for name, a in arrays.items() if not a.size or a.dtype.kind != "f"]:
         raise ValueError(f"{wrong[0]} holds no floats but {arrays[wrong[0]].dtype}, shape {arrays[wrong[0]].shape}")
@@ -121,9 +145,9 @@ def _read(path: Path, heads: int | None) -> Source:
 def _arrays(path: Path) -> dict[str, Any]:
     """The arrays of a file, or of the file or the parts in a folder."""
     if not path.is_dir():
-        return read_arrays(path)
+        return _whole_model(path)
     if (path / "model.safetensors").exists():
-        return read_arrays(path / "model.safetensors")
+        return _whole_model(path / "model.safetensors")
     index = path / "model.safetensors.index.json"
     if not index.exists():
         raise CheckpointError(
@@ -142,6 +166,19 @@ def _arrays(path: Path) -> dict[str, Any]:
             arrays[name] = array
     if lacking := places.keys() - arrays.keys():
         raise CheckpointError(f"{path / places[min(lacking)]} lacks {min(lacking)}: download that file again")
+    return arrays
+
+
+def _whole_model(path: Path) -> dict[str, Any]:
+    """The arrays of a file that holds all of a model. CheckpointError for files that have another way in."""
+    if not path.exists() and str(path) in zoo.names():
+        raise CheckpointError(f"{path} is a network of the zoo: take tb.load({str(path)!r})")
+    if path.exists() and (path.suffix == ".json" or PART.fullmatch(path.name)):
+        kind = "JSON, not weights" if path.suffix == ".json" else "one part of a model"
+        raise CheckpointError(f"{path} is {kind}: give the folder that it lies in")
+    arrays = read_arrays(path)
+    if OWN in arrays:
+        raise CheckpointError(f"{path} is one of TinyBitViT's own files: take tb.load({str(path)!r})")
     return arrays
 
 

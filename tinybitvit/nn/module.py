@@ -46,7 +46,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A part of a network. Subclasses assign Parameters, Modules (also lists of them) and buffers in `__init__`,
+    """A part of a network. Subclasses assign Parameters and Modules (also lists of them) and buffers in `__init__`,
     calling `super().__init__()` first, and define `forward`; calling the module runs it and then its hooks.
 
     A deep copy or a pickled copy goes on learning like the original, with hooks of its own.
@@ -88,11 +88,15 @@ class Module:
 
     def named_children(self) -> "Iterator[tuple[str, Module]]":
         """(name, Module) pairs one level down; the items of a list `blocks` are called blocks.0, blocks.1, ..."""
+        return self._named(Module)
+
+    def _named(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """(name, value) pairs for all of one kind that this module itself holds, alone or in a list."""
         for name, value in vars(self).items():
-            if isinstance(value, Module):
+            if isinstance(value, kind):
                 yield name, value
             elif isinstance(value, (list, tuple)):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, kind))
 
     def named_modules(self, prefix: str = "") -> "Iterator[tuple[str, Module]]":
         """(name, Module) pairs for this module (name '') and everything below it."""
@@ -110,8 +114,8 @@ class Module:
         """(name, Parameter) pairs, each Parameter once."""
         seen = set()
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
+            for name, value in module._named(Parameter):
+                if id(value) not in seen:
                     seen.add(id(value))
                     yield f"{prefix}.{name}" if prefix else name, value
 
@@ -127,9 +131,9 @@ class Module:
 
     def register_buffer(self, name: str, array: Array | None) -> None:
         """Keep an array (any dtype, never turned into a Tensor) as part of the state."""
+        setattr(self, name, array)
         if name not in self._buffers:
             self._buffers.append(name)
-        setattr(self, name, array)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -147,6 +151,8 @@ class Module:
             old, new = mine[name], state[name]
             if old.shape != new.shape or old.dtype != new.dtype:
                 problems.append(f"{name} is {new.shape} {new.dtype}, needed {old.shape} {old.dtype}")
+            elif not getattr(old.flags, "writeable", True):  # CuPy's always are
+                problems.append(f"{name} is read-only here: give the module a copy of it")
         if problems:
             shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise ValueError(f"load_state_dict: the state does not fit this {type(self).__name__}: {shown}")

@@ -83,6 +83,11 @@ def widened(x: Array) -> Array:
     return x.astype("float32") if x.dtype.kind == "f" and x.itemsize == 2 else x
 
 
+def as_floats(x: Array) -> Array:
+    """x itself, or as float32 where it holds whole numbers or bools, as PyTorch has it."""
+    return x if x.dtype.kind == "f" else x.astype("float32")
+
+
 def floating(x: Array) -> Array:
     """`widened(x)`; TypeError for an array without fractions."""
     if x.dtype.kind != "f":

@@ -1,7 +1,7 @@
 """Functions that act on each element alone. Inputs broadcast against one another as in NumPy."""
 
 from ..backend import Array
-from .base import Context, Function, Gradients, unbroadcast
+from .base import Context, Function, Gradients, as_floats, unbroadcast
 
 
 class Add(Function, name="add"):
@@ -143,7 +143,7 @@ class Exp(Function, name="exp"):
 
     @staticmethod
     def forward(ctx: Context, x: Array) -> Array:
-        y = ctx.xp.exp(x)
+        y = ctx.xp.exp(as_floats(x))
         ctx.save(y)
         return y
 
@@ -162,7 +162,7 @@ class Log(Function, name="log"):
     @staticmethod
     def forward(ctx: Context, x: Array) -> Array:
         ctx.save(x)
-        return ctx.xp.log(x)
+        return ctx.xp.log(as_floats(x))
 
     @staticmethod
     def backward(ctx: Context, g: Array) -> Gradients:
@@ -178,7 +178,7 @@ class Sqrt(Function, name="sqrt"):
 
     @staticmethod
     def forward(ctx: Context, x: Array) -> Array:
-        y = ctx.xp.sqrt(x)
+        y = ctx.xp.sqrt(as_floats(x))
         ctx.save(y)
         return y
 

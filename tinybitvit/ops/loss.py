@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import backend
 from ..backend import Array
-from .base import Context, Function, Gradients, floating
+from .base import Context, Function, Gradients, as_floats, floating
 from .norm import log_softmax_array
 
 
@@ -13,7 +13,7 @@ class CrossEntropy(Function, name="cross_entropy"):
 
     target: (N,) class numbers, or (N, C) probabilities t. Label smoothing e replaces t by (1 - e) t + e / C.
     weight: (N,) weights of the rows (None: all 1). A class of t = 0 adds nothing, even where p is 0.
-    Since every row of t sums to 1, dl_n/dlogits_nc = p_nc - t_nc.
+    Since every row of t sums to 1, dl_n/dlogits_nc = p_nc - t_nc; dl_n/dtarget_nc = -(1 - e) ln p_nc.
     Plainly: `cross_entropy` in tests/ops/test_compositions.py.
     """
 
@@ -33,6 +33,7 @@ class CrossEntropy(Function, name="cross_entropy"):
         if label_smoothing:
             t = t * (1 - label_smoothing) + label_smoothing / classes
         share = _shares(xp, weight, n, logits.dtype)
+        ctx.kept = 1 - label_smoothing
         ctx.save(log_p, t, share)
         return -(share * (t * xp.where(t == 0, 0, log_p)).sum(axis=1)).sum().astype(dtype)
 
@@ -42,7 +43,8 @@ class CrossEntropy(Function, name="cross_entropy"):
         # sum(t) is 1 for probabilities; keeping it makes the gradient right for any t
         d = ctx.xp.exp(log_p) * t.sum(axis=1, keepdims=True) - t
         d *= (g * share)[:, None]
-        return (d, None, None)[: len(ctx.needs_input_grad)]
+        dt = log_p * (g * share * -ctx.kept)[:, None] if ctx.needs_input_grad[1] else None
+        return (d, dt, None)[: len(ctx.needs_input_grad)]
 
 
 def _soft_targets(xp: Any, target: Array, n: int, classes: int, dtype: Any) -> Array:
@@ -101,7 +103,7 @@ class MSE(Function, name="mse_loss"):
     @staticmethod
     def forward(ctx: Context, x: Array, target: Array) -> Array:
         _check_alike("mse_loss", x, target)
-        difference = x - target
+        difference = as_floats(x) - as_floats(target)
         ctx.save(difference)
         return (difference * difference).mean()
 
@@ -121,6 +123,7 @@ class KLDiv(Function, name="kl_div"):
     @staticmethod
     def forward(ctx: Context, x: Array, target: Array) -> Array:
         _check_alike("kl_div", x, target)
+        target = as_floats(target)
         ctx.save(target)
         log_t = ctx.xp.log(ctx.xp.where(target > 0, target, target.dtype.type(1)))
         return (target * (log_t - x)).sum() / len(x)

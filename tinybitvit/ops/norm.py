@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import backend
 from ..backend import Array
-from .base import Axis, Context, Function, Gradients, floating, normalize_axis, rows_of
+from .base import Axis, Context, Function, Gradients, as_floats, floating, normalize_axis, rows_of, widened
 
 
 class Softmax(Function, name="softmax"):
@@ -45,6 +45,7 @@ class LogSoftmax(Function, name="log_softmax"):
     @staticmethod
     def backward(ctx: Context, g: Array) -> Gradients:
         (y,) = ctx.saved
+        g = widened(g)
         return (g - ctx.xp.exp(y) * g.sum(axis=ctx.axis, keepdims=True),)
 
 
@@ -114,7 +115,7 @@ def normalize_backward(ctx: Context, g: Array) -> Gradients:
     dx, dw, db = xp.empty_like(rows), None, None
     if weight is not None:
         dw, db = (xp.zeros(rows.shape[1], dtype=rows.dtype) for _ in range(2))
-    g = g.reshape(rows.shape)
+    g = widened(g).reshape(rows.shape)
     for block in backend.row_blocks(rows.shape, xp):
         # z again: cheaper than keeping it
         z = (rows[block] if mean is None else rows[block] - mean[block]) * inverse[block]
@@ -141,7 +142,7 @@ class Dropout(Function, name="dropout"):
     @staticmethod
     def forward(ctx: Context, x: Array, mask: Array) -> Array:
         ctx.save(mask)
-        return x * mask
+        return as_floats(x) * mask
 
     @staticmethod
     def backward(ctx: Context, g: Array) -> Gradients:

@@ -94,6 +94,8 @@ class Concatenate(Function, name="concatenate"):
 
     @staticmethod
     def forward(ctx: Context, *arrays: Array, axis: int = 0) -> Array:
+        if not isinstance(axis, int):
+            raise ValueError(f"concatenate needs one axis, a whole number, not {axis!r}: reshape the inputs to (-1,)")
         (ctx.axis,) = normalize_axis(axis, min(a.ndim for a in arrays))
         ctx.sizes = [a.shape[ctx.axis] for a in arrays]
         return ctx.xp.concatenate(arrays, axis=ctx.axis)

@@ -5,7 +5,7 @@ through estimator (Bengio et al. 2013, arXiv 1308.3432) passes g on as if the ro
 smoother stand-in: dL/dw = g a(v), where v is the input in units of its scale and a(v) the slope of the stand-in:
 
     identity      a = 1                                               BinaryConnect, BitNet
-    clipped       a = 1 for |v| <= width, else 0                      BNN, Hubara et al. 2016 (arXiv 1602.02830)
+    clipped       a = 1 for |v| <= width, else 0                      BNN, Courbariaux et al. 2016 (1602.02830)
     approx_sign   a = 2 (1 - |v/width|) / width, or 0 if negative     Bi-Real Net, Liu et al. 2018 (arXiv 1808.00278)
     ede           a = k t (1 - tanh(t v)^2), k = max(1/t, 1)          IR-Net, Qin et al. 2020 (arXiv 1909.10788)
 
@@ -19,7 +19,8 @@ from typing import Any
 
 from .. import backend
 from ..backend import Array
-from .base import OPS, Context, Function, Gradients
+from .base import OPS, Context, Function, Gradients, rows_of
+from .norm import largest
 
 Steps = Sequence[tuple[float, float]]  # of a staircase: where each step lies, and how high it is
 PART = 2.0**-24  # a power of 2, by which multiplying is exact
@@ -70,6 +71,7 @@ def _axis(granularity: str) -> int | None:
 
 def _top(bits: int) -> int:
     """The largest code of signed integers with that many bits."""
+    backend.check_number("bits", bits, whole=True)
     if bits < 2:
         raise ValueError(f"rounding needs at least 2 bits, not {bits}; the quantiser for 1 bit is binary")
     return 2 ** (bits - 1) - 1
@@ -111,7 +113,7 @@ def binary_codes(
 ) -> tuple[Array, Array, Array]:
     """Codes b = +1 where w >= mu else -1, their scale beta, and u = w - mu; sign(0) is +1, never a third value.
 
-    mu = mean w. Per tensor beta = mean |w| (BitNet, Wang et al. 2023, arXiv 2310.11453, equations 1-3); per row
+    mu = mean w. Per tensor beta = mean |w| (BitNet, Wang et al. 2023, arXiv 2310.11453, equations 1-3, 12); per row
     beta = mean |w - mu|, the least-squares scale of sign(w - mu). Without `centre` mu = 0. eps: the smallest beta.
     """
     u = w - mean(xp, w, granularity) if centre else w
@@ -158,7 +160,7 @@ def nbit_codes(xp: Any, w: Array, bits: int, granularity: str = "row", scale: st
     top = _top(bits)
     axis = _axis(granularity)
     if scale == "absmax":
-        step = xp.abs(w).max(axis=axis, keepdims=True) / top
+        step = largest(xp.abs(w), axis) / top
     else:
         step = magnitude(xp, w, granularity, scale) * (2 / top**0.5)
     step = xp.maximum(step, EPS)
@@ -269,9 +271,9 @@ class Absmax(Function, name="absmax"):
 
     @staticmethod
     def forward(ctx: Context, x: Array, *, bits: int = 8) -> Array:
-        xp, rows = ctx.xp, x.reshape(-1, x.shape[-1])
+        xp, rows = ctx.xp, rows_of(x)
         y = xp.empty_like(rows)
-        for block in backend.row_blocks(rows.shape, xp):
+        for block in backend.row_blocks(rows.shape, xp) if x.size else ():
             codes, step = absmax_codes(xp, rows[block], bits, out=y[block])
             codes *= step
         return y.reshape(x.shape)

@@ -27,19 +27,23 @@ def describe(model: Module) -> list[LayerInfo]:
 
     shape: of the weight (out, in), or of the largest array. layout: of the packed bytes, else the dtype. weights:
     numbers the row stands for, all but the scales of quantised weights. zeros: share of zeros among the weights, in a
-    low-bit layer those of its integer codes.
+    low-bit layer those of its integer codes. What several modules share counts for the first of them.
     """
-    rows = [row for name, module in model.named_modules() if (row := _row(name, module)) is not None]
+    modules = dict(model.named_modules())
+    own: dict[str, dict] = {}
+    for name, array in model.state_dict().items():
+        holder = name.rpartition(".")[0]
+        while holder not in modules:  # one of a list of Parameters
+            holder = holder.rpartition(".")[0]
+        own.setdefault(holder, {})[name[len(holder) :].lstrip(".")] = array
+    rows = [_row(name, modules[name], arrays) for name, arrays in own.items()]
     size, count = sum(r.bytes for r in rows), sum(r.weights for r in rows)
     zeros = sum(r.zeros * r.weights for r in rows) / count if count else 0.0
     bits = 8 * size / count if count else 0.0
     return [*rows, LayerInfo("total", (count,), bits, "", size, count, bits, zeros)]
 
 
-def _row(name, module):
-    arrays = {n: a for n, a in module.state_dict().items() if "." not in n}  # its own, not those of modules below
-    if not arrays:
-        return None
+def _row(name, module, arrays):
     size = sum(a.nbytes for a in arrays.values())
     if isinstance(module, PackedLinear):
         shape, layout = (module.out_features, module.in_features), module.layout
@@ -49,7 +53,7 @@ def _row(name, module):
         shape, layout = largest.shape, str(largest.dtype)
         others = sum(a.size for a in arrays.values()) - largest.size
     count = math.prod(shape) + others
-    if isinstance(module, (BitLinear, PackedLinear)):
+    if isinstance(module, PackedLinear) or (isinstance(module, BitLinear) and "weight" in arrays):
         bits, weight = module.bits, module.codes()[0]
     else:
         bits, weight = 8 * largest.itemsize, largest

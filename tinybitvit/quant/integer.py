@@ -13,10 +13,11 @@ The largest magnitude of the token is divided by it, too, so r cancels in the co
     s_x = (size / top) (1 / r)                       s_x = size / top without a norm
     y = ((c Q^T) s_x) s_w + b
 
-Every operation is rounded to the dtype of x, in the order of the brackets: top / size and 1 / r are numbers of their
-own. Only r hangs on the order of a sum (of the squares of x), so another runtime that follows these lines gets c and
-c Q^T to the bit and s_x to the last places. `smallest` is what 1e-5 behind the norm is in front of it where a token is
-small beside eps (r = sqrt(eps)); a token of zeros gets the codes 0 and the step 1e-5 / top, with a norm and without.
+Every operation is rounded to the dtype of x (to float32 where that is float16, which sums of codes would leave), in the
+order of the brackets: top / size and 1 / r are numbers of their own. Only r hangs on the order of a sum (of the squares
+of x), so another runtime that follows these lines gets c and c Q^T to the bit and s_x to the last places. `smallest` is
+what 1e-5 behind the norm is in front of it where a token is small beside eps (r = sqrt(eps)); a token of zeros gets the
+codes 0 and the step 1e-5 / top, with a norm and without.
 
 At 1 bit c = +1 where v >= 0, else -1, and s_x = max(mean |v|, smallest) (1 / r). Inputs that are not quantised are
 normalised as `ops.norm.RMSNorm` does it. Training, which has to differentiate the norm, quantises its output instead:
@@ -29,6 +30,7 @@ from itertools import pairwise
 
 from .. import backend
 from ..backend import Array
+from ..ops.base import widened
 from ..ops.norm import inverse_root, mean_product
 from ..ops.ste import EPS, absmax_codes, binary_codes
 
@@ -66,6 +68,7 @@ def integer_linear(
     tiles: [(slice of the out features, function returning their weight codes (n, K) as floats)]; scale (out,) or
     (1,); bias (out,) or None; largest: the largest magnitude of a weight code; norm: an RMSNorm on x, or None.
     """
+    x = widened(x)
     rows = x.reshape(-1, x.shape[-1])
     y = xp.empty((len(rows), tiles[-1][0].stop), x.dtype)
     limit = exact_columns(activation_bits, largest, x.dtype)

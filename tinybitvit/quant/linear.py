@@ -109,6 +109,7 @@ class BitLinear(Linear):
 
     def input_codes(self, x: Array) -> tuple[Array, Array | None]:
         """The integer codes of an input array, as floats, and their step per token; without any x itself, and None."""
+        x = backend.as_array(x)
         xp = backend.array_module(x)
         if self.activation_bits is None:
             return x, None

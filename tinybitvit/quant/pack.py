@@ -17,7 +17,8 @@ four digits from rows that lie out/4 apart. K is padded to whole bytes with code
 there with code -1. A reader drops the padding by slicing to K; in `binary_dot` it cancels, because both operands carry
 the same bits there.
 
-`unpack` looks every byte up in a table of 256 rows instead of shifting and masking: one memory copy a byte.
+`unpack` looks every byte up in a table of 256 rows instead of shifting and masking: one memory copy a byte. ("hf" is
+shifted, because its digits lie apart; a byte of "int8" is its code.)
 """
 
 import math

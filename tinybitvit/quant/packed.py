@@ -6,7 +6,7 @@ from .. import backend
 from ..backend import Array
 from ..nn import Module, Parameter, RMSNorm
 from ..nn.layers import zeros
-from ..ops.base import Function
+from ..ops.base import Function, widened
 from ..tensor import Tensor, apply
 from . import cuda
 from .integer import even_slices, input_codes, integer_linear, rescale, scratch
@@ -99,7 +99,7 @@ class PackedLinear(Module):
         return apply(PackedMatmul, x, compute=self._compute)
 
     def _compute(self, xp, x):
-        bias = None if self.bias is None else self.bias.data
+        x, bias = widened(x), None if self.bias is None else self.bias.data
         if cuda.has_kernel(x, self.packed, self.scale, self.layout, self.activation_bits):
             return cuda.packed_linear(
                 xp, x, self.packed, self.scale, bias, self.layout, self.activation_bits, self.norm

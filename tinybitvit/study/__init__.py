@@ -5,7 +5,7 @@ From the bottom: `presets` (data), `run` (one model), `results` (results.json an
 """
 
 from .pictures import draw, figures, result_figures, table_figure, write_report
-from .presets import PRESETS, chosen, load_data, preset, stretch, subset
+from .presets import PRESETS, check_split, chosen, load_data, preset, stretch, subset
 from .results import open_folder, read_results
 from .run import Run, Study, measure, settings, start_model, train_model, train_run
 from .sweep import run_ablation, run_study, run_sweep
@@ -14,6 +14,7 @@ __all__ = [
     "PRESETS",
     "preset",
     "chosen",
+    "check_split",
     "load_data",
     "subset",
     "stretch",

@@ -19,7 +19,7 @@ from .run import Run, Study
 
 LARGEST_PAGE = 5_000_000  # bytes of the models in try.html, which holds them as text; larger pages are left out
 PICTURED = 4  # test images in the attention figure
-MOST = 8  # more would not be told apart
+MOST = 8  # entries, as many as there are colours: more would not be told apart
 SMALLER = 0.85  # of the attention figure, whose texts keep their size: a page shows it smaller than it is
 
 
@@ -52,10 +52,7 @@ def write_report(study: Study, results: report.Results, data: Dataset, runs: Seq
 
 
 def png_bytes(figure: Any) -> bytes:
-    """A matplotlib Figure as a PNG file. A class name may hold dollar signs but no formula, and any bytes."""
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)
-        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    """A matplotlib Figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -1,8 +1,10 @@
 """What a study is made on: the data sets, cut down and stretched as asked for, and the options that suit them."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # At least, unless the epochs are given. With fewer, small data sets show how slowly a width learns: of 135 pictures of
 # shapes, 32 bits and 1 bit both get 62 % right after 90 updates, 100 and 98 % after 300, and both 100 % after 500.
 UPDATES = 500
+NONE_IS_A_CHOICE = ("augment", "activation_bits")  # other parameters that are None were not given
 SHAPE = ("dim", "depth", "heads", "mlp_ratio", "patch_size")  # what a model to start from brings along
 
 
@@ -33,11 +36,13 @@ def preset(dataset: str | PathLike, init_from: Any = None) -> dict[str, Any]:
 
 
 def chosen(dataset: str | PathLike, images: int, given: dict[str, Any], start: Any = None) -> dict[str, Any]:
-    """Options of tb.ViT: those given, unless None, before those of the data set, for so many training images.
+    """Options of tb.ViT: those given before those of the data set, for so many training images.
 
-    Unless epochs are given, they are the usual ones or as many as make UPDATES updates. start: see `preset`.
+    None stands for what was not given, but in NONE_IS_A_CHOICE. Unless epochs are given, they are the usual ones or as
+    many as make UPDATES updates. start: see `preset`.
     """
-    options = {**preset(dataset, start), **{name: value for name, value in given.items() if value is not None}}
+    chosen = {name: value for name, value in given.items() if value is not None or name in NONE_IS_A_CHOICE}
+    options = {**preset(dataset, start), **chosen}
     usual = {name: options.get(name, default_of(name)) for name in ("epochs", "batch_size")}
     needed = math.ceil(UPDATES / math.ceil(images / usual["batch_size"]))
     if given.get("epochs") is None and needed > usual["epochs"]:
@@ -80,6 +85,32 @@ def load_data(
 def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed must lie in 0..{2**32 - 1}, not {seed}")
+
+
+def check_split(model: Any, name: str, dataset: str | PathLike, data: Dataset, seeds: Sequence[int]) -> None:
+    """ValueError where a model, of this name, was trained on images that the seeds would put among the test images.
+
+    Where the seed splits a data set, it must be the model's own: `random_state`, as `tinybitvit train` and a study have
+    it. One line is printed where the model does not tell. A model of other classes has seen other images.
+    """
+    known = getattr(model, "classes_", None)
+    if not split_by_seed(dataset) or known is None or sorted(map(str, known)) != sorted(data.classes):
+        return
+    if model.random_state is None:
+        say(f"{name} does not say with which seed it was trained: test images of {data.name} may be some that it knows")
+    elif {*seeds} != {model.random_state}:
+        raise ValueError(
+            f"{name} was trained with seed {model.random_state}, and another one would put images of its training among"
+            f" the test images of {data.name}: give that seed, and one run of it"
+        )
+
+
+def split_by_seed(dataset: str | PathLike) -> bool:
+    """Whether a data set has no test images of its own, so that the seed chooses them."""
+    if dataset in DOWNLOADED:
+        return False
+    own = [name for name in ("train", "val", "test") if (Path(dataset).expanduser() / name).is_dir()]
+    return "train" not in own or len(own) < 2
 
 
 # The models of a study follow one another on the same images, which take seconds to read and stretch.

@@ -105,6 +105,11 @@ def notes(results: Results) -> list[str]:
         "Scores are per cent of the test images; precision, recall and F1 are means over the classes (macro).",
         bytes_note(results),
     ]
+    if absent := absent_classes(results):
+        texts.append(
+            f"There is no test image of {', '.join(absent)}: the means count such a class, as 0, only where a model"
+            " takes an image of another one for it."
+        )
     if "gap" in columns(results):
         texts.append(
             "Gap: points of accuracy below the 32-bit model of the same seed and shape. An interval that holds 0 leaves"
@@ -135,6 +140,12 @@ def notes(results: Results) -> list[str]:
     return texts
 
 
+def absent_classes(results: Results) -> list[str]:
+    """The classes that no test image has, with any seed."""
+    images = confusion(results["models"]).sum(axis=1)
+    return [name for name, count in zip(results["classes"], images, strict=True) if not count]
+
+
 def bytes_note(results: Results) -> str:
     """What is counted as bytes, and as bits a weight."""
     rest = "Embeddings, norms, biases, scales and head stay in 32 bits and are counted, so that they exceed the nominal"
@@ -157,14 +168,21 @@ def findings(results: Results) -> list[str]:
     for entry in results["summary"]:
         if entry["gap"] and not is_ablation(results) and not is_sweep(results):
             twin, gap = full[entry["dim"], entry["depth"]], entry["gap"]
-            times = size_of(twin) / size_of(entry)
             text = f"{entry_name(entry, results)}: {100 * entry['accuracy']['mean']:.2f} % of the test images,"
             text += f" {100 * abs(gap['mean']):.2f} points {'above' if gap['mean'] < 0 else 'below'} 32 bits"
             if gap["low"] is not None:
                 text += f" (95 % interval of the gap: {100 * gap['low']:.2f} to {100 * gap['high']:.2f}"
                 text += ", which may be chance)" if gap["low"] <= 0 <= gap["high"] else ")"
-            texts.append(f"{text}, in a file {times:.1f} times smaller.")
+            texts.append(f"{text}, in a file {times(size_of(twin), size_of(entry))}.")
     return texts
+
+
+def times(before: int, now: int) -> str:
+    """How much smaller or larger a file has become."""
+    ratio = f"{max(before, now) / min(before, now):.1f}"
+    if ratio == "1.0":
+        return "of about the same size"
+    return f"{ratio} times {'smaller' if now < before else 'as large'}"
 
 
 def confusion(models: Sequence[Results]) -> np.ndarray:
@@ -196,7 +214,7 @@ def too_short(entry: Results, results: Results) -> str | None:
 
 
 def by_bytes(results: Results) -> list[Results]:
-    return sorted(results["summary"], key=lambda entry: entry["weight_bytes"])
+    return sorted(results["summary"], key=size_of)
 
 
 def text_table(results: Results) -> str:

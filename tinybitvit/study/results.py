@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,23 @@ import numpy as np
 import tinybitvit as tb
 
 from ..data import Dataset
-from ..files import file_problem
+from ..files import file_problem, printable
 from ..train import cores, delete_checkpoints
-from ..train.resume import option_text
-from .report import GROUP, Results
+from ..train.meter import say
+from ..train.resume import fingerprint, model_fingerprint, option_text
+from .presets import load_data_once
+from .report import GROUP, Results, size_of
 from .run import Run, Study, source_name
 
 SCORES = ("accuracy", "precision", "recall", "f1")
 CONFIDENCE = 0.95
 FREE = ("device", "workers", "verbose")  # options that may change from one part of a study to the next
+# What tells two studies apart although they have the same options, and how to say so.
+APART = {
+    "images": "it had other images or classes",
+    "teacher": "its teacher was another model",
+    "init_from": "it started from another model",
+}
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -54,6 +62,8 @@ def read_results(path: str | os.PathLike) -> Results:
         raise ValueError(f"{path} is no results.json of a study ({error}): give the folder of one") from error
     for entry in (*results["models"], *results["summary"]):
         entry.setdefault("recipe", None)  # the first version had no ablations
+    for entry in results["summary"]:
+        entry["front"] = on_front(entry, results["summary"])  # earlier versions counted the bytes of the arrays alone
     results.setdefault("groups", [])
     return results
 
@@ -62,6 +72,7 @@ def begin(study: Study, data: Dataset, runs: Sequence[Run], resume: bool, comman
     """Fresh results, or (resume) those in the folder without the models that Ctrl-C cut short.
 
     Raises ValueError where the folder holds an unfinished study and `resume` is False, or another study than this one.
+    The same study, finished, is made again and replaced.
     """
     results, path = new_results(study, data, runs, command), study.folder / "results.json"
     earlier = read_results(path) if path.exists() else None
@@ -69,14 +80,12 @@ def begin(study: Study, data: Dataset, runs: Sequence[Run], resume: bool, comman
     if not resume:
         if unfinished or list(study.folder.glob("checkpoints/*/checkpoint-*.safetensors")):
             raise ValueError(f"{study.folder} holds an unfinished study: resume it, or delete that folder")
+        if earlier is not None:
+            replace(study, runs, results, earlier)
     elif earlier is not None:
-        for name in sorted({*results["options"], *earlier["options"]}):
-            mine, theirs = results["options"].get(name), earlier["options"].get(name)
-            if mine != theirs:
-                raise ValueError(
-                    f"{study.folder} holds another study: {name} was {theirs} and is now {mine};"
-                    " give what it was, or choose another folder"
-                )
+        if apart := difference(study, results, earlier):
+            raise ValueError(f"{study.folder} holds another study: {apart}; give what it was, or choose another folder")
+        results["made_of"] |= earlier.get("made_of", {})
         results |= {"settings": earlier["settings"], "seeds": sorted({*earlier["seeds"], *results["seeds"]})}
         results["models"] = [m for m in earlier["models"] if not m["interrupted"]]
         results["planned"] = len({run.name for run in runs} | {m["name"] for m in results["models"]})
@@ -84,8 +93,48 @@ def begin(study: Study, data: Dataset, runs: Sequence[Run], resume: bool, comman
     return results
 
 
+def replace(study: Study, runs: Sequence[Run], results: Results, earlier: Results) -> None:
+    """Say that a finished study is made again. ValueError where it is another one: its models are worth a question."""
+    apart = difference(study, results, earlier)
+    if not apart and {run.name for run in runs} != {model["name"] for model in earlier["models"]}:
+        apart = "it has other seeds, bits or sizes; resume it to add these"
+    if apart:
+        raise ValueError(
+            f"{study.folder} holds the models of another study: {apart}; choose another folder, or delete that one"
+        )
+    say(printable(f"{study.folder.name} holds this study already: its results and models are made again"))
+
+
+def difference(study: Study, results: Results, earlier: Results) -> str | None:
+    """What tells two studies apart, in words; None where all that both of them say is the same."""
+    made, before = results["made_of"], earlier.get("made_of", {})  # earlier versions did not tell
+    if before.get("kind", made["kind"]) != made["kind"]:
+        return f"it was of the kind {before['kind']!r} and is now {made['kind']!r}"
+    for name in sorted({*results["options"], *earlier["options"]}):
+        mine, theirs = results["options"].get(name), earlier["options"].get(name)
+        if mine != theirs:
+            return f"{name} was {theirs} and is now {mine}"
+    if before.get("seed", made["seed"]) != made["seed"]:  # the images of that seed are those to compare
+        made = {**made, "images": images_mark(load_data_once(**study.data, seed=before["seed"]))}
+    return next((text for name, text in APART.items() if name in before and before[name] != made.get(name)), None)
+
+
+def made_of(kind: str, data: Dataset, seed: int, models: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of a study do not tell, for results.json: its kind, and short hashes.
+
+    They are of the images and classes of one seed, and of the weights of the models that it starts or learns from.
+    """
+    marks = {name: model_fingerprint(network) for name, network in models.items()}
+    return {"kind": kind, "seed": seed, "images": images_mark(data), **marks}
+
+
+def images_mark(data: Dataset) -> str:
+    return fingerprint(data.X_train, data.y_train, data.X_test, data.y_test, np.array(data.classes))
+
+
 def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str | None) -> Results:
-    options = {**study.data, **{k: v for k, v in study.options.items() if k not in FREE}}
+    given = {name: value for name, value in study.data.items() if value is not None}
+    options = given | {name: value for name, value in study.options.items() if name not in FREE}
     options["dataset"] = data.name  # a folder may have been moved
     if "init_from" in options:
         options["init_from"] = source_name(options["init_from"])
@@ -100,7 +149,8 @@ def new_results(study: Study, data: Dataset, runs: Sequence[Run], command: str |
         "groups": list(data.groups),
         "seeds": sorted({run.seed for run in runs}),
         "command": command,
-        "options": {name: option_text(value) for name, value in options.items() if value is not None},
+        "options": {name: option_text(value) for name, value in options.items()},
+        "made_of": dict(study.made_of),
         "settings": {},
         "environment": {"tinybitvit": tb.__version__, "Python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scikit-learn")},
@@ -222,11 +272,11 @@ def difference_interval(first: dict[str, Any], second: dict[str, Any]) -> dict[s
 
 
 def on_front(entry: dict[str, Any], others: Iterable[dict[str, Any]]) -> bool:
-    """Whether an entry is Pareto-optimal in bytes and mean accuracy."""
-    size, accuracy = entry["weight_bytes"], entry["accuracy"]["mean"]
+    """Whether an entry is Pareto-optimal in bytes, those of the table, and mean accuracy."""
+    size, accuracy = size_of(entry), entry["accuracy"]["mean"]
     return not any(
-        other["weight_bytes"] <= size
+        size_of(other) <= size
         and other["accuracy"]["mean"] >= accuracy
-        and (other["weight_bytes"] < size or other["accuracy"]["mean"] > accuracy)
+        and (size_of(other) < size or other["accuracy"]["mean"] > accuracy)
         for other in others
     )

@@ -1,5 +1,6 @@
 """One model of a study: trained, measured and saved."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -56,13 +57,15 @@ class Study:
     """What the models of a study have in common, as a process of its own needs it.
 
     folder: of all files. data: arguments of `load_data` but the seed. options: of tb.ViT. teacher: a file of
-    tb.ViT.save that is the full-precision model of every seed, which is then not trained.
+    tb.ViT.save that is the full-precision model of every seed, which is then not trained. made_of: see
+    `results.made_of`.
     """
 
     folder: Path
     data: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     teacher: Path | None = None
+    made_of: dict[str, Any] = field(default_factory=dict)
 
     def model_file(self, run: Run) -> Path:
         return self.folder / "models" / f"{run.name}.safetensors"
@@ -180,15 +183,16 @@ def save(model: "tb.ViT", path: Path) -> None:
 
 
 def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]:
-    """Scores of its guesses for the test images (macro means over classes), and its size: bytes of its file, and of
-    the arrays in it alone (weight_bytes).
+    """Scores of its guesses for the test images, and its size: bytes of its file, and of the arrays in it alone
+    (weight_bytes). Precision, recall and F1 are means over the classes that occur among truths or guesses.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     y = np.array(data.classes)[data.y_test]
     labels = list(data.classes)
+    occurring = np.union1d(y, guess)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        y, guess, labels=labels, average="macro", zero_division=0
+        y, guess, labels=occurring, average="macro", zero_division=0
     )
     network = model.model_
     shipped = describe(network if model.bits == 32 else network.pack(choose_layout(model.bits, "disk")))[-1]
@@ -211,8 +215,10 @@ def measure(model: "tb.ViT", data: Dataset, guess: np.ndarray) -> dict[str, Any]
 
 
 def shortened(value: Any) -> Any:
-    """A float with the six digits that a curve needs: histories are most of results.json."""
-    return float(f"{value:.6g}") if isinstance(value, (float, np.floating)) else value
+    """A float with the six digits that a curve needs: histories are most of results.json. None if it is not finite."""
+    if not isinstance(value, (float, np.floating)):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def settings(model: "tb.ViT") -> dict[str, Any]:

@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tinybitvit as tb
 
 from ..data import Dataset
@@ -19,9 +21,9 @@ from ..train.convert.recipes import ABLATION
 from ..train.meter import clock, say
 from . import report
 from .pictures import write_report
-from .presets import PRESETS, SHAPE, check_seed, chosen, default_of, load_data_once, preset
-from .results import add_run, begin, close, open_folder
-from .run import Run, Study, serve_parent, start_model, train_run
+from .presets import PRESETS, SHAPE, check_seed, check_split, chosen, default_of, load_data_once, preset
+from .results import add_run, begin, close, made_of, open_folder
+from .run import Run, Study, serve_parent, source_name, start_model, train_model, train_run
 
 
 def run_study(
@@ -43,9 +45,11 @@ def run_study(
     jobs: models trained at the same time, each in a process and on a core of its own, by joblib (see `run_sweep`).
     results.json is written after every model; Ctrl-C ends the study early, and what is done is reported. Every minute
     the models in training are saved into `out`; with `resume` a study that was cut short goes on from there, and a
-    finished one trains what more seeds or bit widths ask for. Returns the content of results.json. Raises ValueError
-    for impossible arguments and OSError where `out` cannot be written, before any training, and CheckpointError where
-    it cannot be written later.
+    finished one trains what more seeds or bit widths ask for. Without it the same study is made again, and another one
+    in that folder refused. Where the seed splits the data set, the models of `init_from` and `teacher` must have it,
+    too, or they would know the test images. Returns the content of results.json. Raises ValueError for impossible
+    arguments and OSError where `out` cannot be written, before any training, and CheckpointError where it cannot be
+    written later.
     """
     return run_all(dataset, bits, [{}], [], **options)
 
@@ -165,23 +169,39 @@ def prepare(dataset, bits, shapes, recipes, out, seeds, sizes, teacher, options)
     images = {"dataset": dataset, **sizes}
     data = load_data_once(**images, seed=seeds[0])
     options = chosen(dataset, len(data.y_train), options, options.get("init_from") or teacher)
+    networks = {}
     if "init_from" in options:
         if isinstance(options["init_from"], (str, PathLike)):
             options["init_from"] = Path(options["init_from"]).expanduser().absolute()
-        source_of(start_model(options["init_from"]), data.X_train.shape[1:3])
+        start = start_model(options["init_from"])
+        check_split(start, source_name(options["init_from"]), dataset, data, seeds)
+        networks["init_from"] = source_of(start, data.X_train.shape[1:3])
     if low_bit_recipe(options.get("recipe"), bits).goes_on and (teacher is None or "init_from" not in options):
         raise ValueError("this recipe goes on with a low-bit model: give its file as init_from, and that of a teacher")
     if teacher is not None:
-        teacher = checked_teacher(teacher, data, options, shapes, recipes)
+        teacher, model = checked_teacher(teacher, data, options, shapes, recipes)
+        check_split(model, teacher.name, dataset, data, seeds)
+        networks["teacher"] = model.model_
     runs = plan(bits, shapes, recipes, seeds, options, teacher)
+    check_shapes(shapes, options, data)
     kind = "sweep" if shapes[0] else "ablation" if recipes else "study"
     folder = Path(out if out is not None else f"{kind}-{data.name}")
     open_folder(folder)
-    return data, Study(folder.absolute(), images, options, teacher), runs
+    made = made_of(kind, data, seeds[0], networks)
+    return data, Study(folder.absolute(), images, options, teacher, made), runs
 
 
-def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, recipes) -> Path:
-    """The file of a teacher, if it can be one."""
+def check_shapes(shapes, options: dict[str, Any], data: Dataset) -> None:
+    """ValueError where a network of a sweep cannot be: made, and not trained, on an image of each class."""
+    few = np.unique(data.y_train, return_index=True)[1]
+    data = data._replace(X_train=data.X_train[few], y_train=data.y_train[few])
+    plain = {name: value for name, value in options.items() if name not in ("recipe", "distill_from")}
+    for shape in filter(None, shapes):
+        train_model(data, **{**plain, **shape, "bits": 32, "epochs": 0, "verbose": 0})
+
+
+def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, recipes) -> tuple[Path, "tb.ViT"]:
+    """The file of a teacher, if it can be one, and what it holds."""
     path = Path(teacher).expanduser().absolute()
     # The recipes of an ablation are compared from one start, the teacher.
     given = {"distill_from", *SHAPE, *(["init_from"] if recipes else [])} & set(options)
@@ -196,7 +216,7 @@ def checked_teacher(teacher, data: Dataset, options: dict[str, Any], shapes, rec
             f"{teacher} was trained on other classes or on images of another size than {data.name}: give image_size and"
             " the data set as they were when it was trained"
         )
-    return path
+    return path, model
 
 
 def plan(bits, shapes, recipes, seeds, options, teacher) -> list[Run]:

@@ -12,7 +12,12 @@ from ..ops.loss import check_classes
 
 
 def divergence(trainer: Any, loss: float, shards: list[Any]) -> FloatingPointError:
-    """The error that ends a training after a step of a `step.Trainer`, cut into shards, whose loss is not finite."""
+    """The error that ends a training after a step of a `step.Trainer`, cut into shards.
+
+    Its loss is not finite, or where it is, the gradient.
+    """
+    if math.isfinite(loss):
+        return FloatingPointError(f"the gradient of a loss of {loss:.6g} is not finite at {_advice(trainer)}")
     y = shards[0].y
     if trainer.device != "cpu" and y.ndim == 1 and y.dtype.kind in "iu":  # which no operation on a GPU looks at
         check_classes(np.concatenate([shard.y for shard in shards]), trainer.outputs[0].shape[-1])
@@ -21,9 +26,13 @@ def divergence(trainer: Any, loss: float, shards: list[Any]) -> FloatingPointErr
         if not math.isfinite(part):
             layer = first_not_finite(trainer, shard)
             break
-    return FloatingPointError(
-        f"the loss became {loss} at update {trainer.optimizer.steps + 1}, first in {layer}; the weights are as before:"
-        " lower the learning rate, lengthen the warm-up, or look for extreme values in the input"
+    return FloatingPointError(f"the loss became {loss} at {_advice(trainer, f', first in {layer}')}")
+
+
+def _advice(trainer: Any, where: str = "") -> str:
+    return (
+        f"update {trainer.optimizer.steps + 1}{where}; the weights are as before: lower the learning rate, lengthen the"
+        " warm-up, or look for extreme values in the input"
     )
 
 

@@ -1,5 +1,6 @@
 """The training loop: epochs, validation, history, early stopping."""
 
+import math
 import signal
 import threading
 import time
@@ -30,7 +31,7 @@ History = dict[str, list]
 
 
 def empty_history() -> History:
-    """Lists for the rows to come, one entry an epoch."""
+    """Lists for the rows to come, one entry an epoch, None where there is no finite number."""
     return {key: [] for key in HISTORY}
 
 
@@ -82,17 +83,19 @@ class Run:
         except KeyboardInterrupt:
             interrupted = True
             self._stopped(len(self.history["loss"]) - last + epochs + 1)
-        if self.early is not None:
-            if self.verbose and self.early.over:
-                say(f"no better val_accuracy for {self.patience} epochs: back to the best epoch")
-            self.early.restore()
+        finally:  # also after an error: the best weights are at hand, and the last ones may be what it broke on
+            if self.early is not None:
+                self.early.restore()
+        if self.early is not None and self.early.over and self.verbose:
+            say(f"no better val_accuracy for {self.patience} epochs: back to the best epoch")
         self.before = len(self.history["loss"])
         return self.history, interrupted
 
     def epoch(self) -> dict[str, Any]:
         """One pass over the loader, or the rest of it, and the validation after it: a row of the history.
 
-        loss and accuracy are means over the images as augmented; see `code_diagnostics` for those of CODES.
+        loss and accuracy are means over the images as augmented, NaN where all updates were skipped; see
+        `code_diagnostics` for those of CODES.
         """
         for x, y, *weight in self.batches():
             with no_interrupt():
@@ -102,13 +105,14 @@ class Run:
                 if self.schedule is not None:
                     self.schedule.step()
                 if last:
-                    self.codes = code_diagnostics(self.trainer.model, before)
+                    codes = code_diagnostics(self.trainer.model, before)
+                    self.codes = {name: finite(value) for name, value in codes.items()}
                 self.count(**batch_sums(self.trainer, loss, y, *weight), images=len(x))
             if self.checkpoints is not None:
                 self.checkpoints.save_if_due(self)
             if self.meter is not None:
                 self.meter.update(self)
-        sums, weights = self.sums, max(self.sums["weights"], 1e-12)
+        sums, weights = self.sums, self.sums["weights"] or math.nan
         if sums["skipped"]:
             say(f"{sums['skipped']} updates of this epoch skipped: their loss was not finite")
         val: dict[str, Any] = {"loss": None, "accuracy": None}
@@ -155,7 +159,7 @@ class Run:
     def _note(self, row):
         """The end of an epoch: its row goes to the history, and the next one begins."""
         for key in HISTORY:
-            self.history[key].append(row[key])
+            self.history[key].append(finite(row[key]))  # files cannot hold NaN
         if self.early is not None:
             self.early.note(row["val_accuracy"])
         images = self.sums["images"]
@@ -205,6 +209,11 @@ class Run:
             setattr(self, name, info[name])
         self.since = time.perf_counter()
         self.trainer.rng.bit_generator.state, self.loader.rng.bit_generator.state = self.rng, self.loader_rng
+
+
+def finite(value: Any) -> Any:
+    """A number of a history: None in place of NaN and infinity."""
+    return value if value is None or math.isfinite(value) else None
 
 
 def rng_state(owner: Any) -> Any:

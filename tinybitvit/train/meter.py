@@ -1,6 +1,7 @@
 """What a training tells on stdout: how far it is, how well it does, and the time left."""
 
 import contextlib
+import math
 import multiprocessing
 import sys
 import time
@@ -48,7 +49,7 @@ class Meter:
 def update_line(run: Any, epochs: int, device: str, floor: float = 0.0) -> str:
     """One line on an epoch under way: how much of it is done, loss and accuracy so far, speed, the time left."""
     sums, total, epoch = run.sums, len(run.loader), len(run.history["loss"]) + 1
-    weights, seconds = max(sums["weights"], 1e-12), run.elapsed()
+    weights, seconds = sums["weights"] or math.nan, run.elapsed()
     left = (total - run.done + (epochs - epoch) * total) * seconds / run.done
     text = f"epoch {epoch:{len(str(epochs))}}/{epochs}, {100 * run.done // total:2} %"
     text += learnt(sums["loss"] / weights, sums["hits"] / weights, floor)
@@ -60,34 +61,42 @@ def epoch_line(history: Mapping[str, Sequence], epochs: int, images: int, device
     done, last = len(history["loss"]), {k: v[-1] for k, v in history.items()}
     text = f"epoch {done:{len(str(epochs))}}/{epochs}" + learnt(last["loss"], last["accuracy"], floor)
     if last["val_accuracy"] is not None:
-        text += f"  val_loss {last['val_loss']:.4f}  val_accuracy {last['val_accuracy']:.3f}"
+        text += f"  val_loss {shown(last['val_loss'], 4)}  val_accuracy {last['val_accuracy']:.3f}"
     left = (epochs - done) * sum(history["seconds"]) / done
     return f"{text}  {speed(images, last['seconds'], device)}  {clock(left)} left"
 
 
-def learnt(loss: float, accuracy: float, floor: float) -> str:
+def learnt(loss: float | None, accuracy: float | None, floor: float) -> str:
     """What an epoch shows of the images that are trained on."""
     least = f" (label smoothing's floor: {floor:.4f})" if floor else ""
-    return f"  loss {loss:.4f}{least}  training accuracy {accuracy:.3f}"
+    return f"  loss {shown(loss, 4)}{least}  training accuracy {shown(accuracy, 3)}"
+
+
+def shown(value: float | None, digits: int) -> str:
+    """A number, or a dash for one that was not finite, which a history holds as None."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def undertrained(history: Mapping[str, Sequence]) -> str | None:
     """Why a training ended too early, in words, or None: its training accuracy is still low, or still rising.
 
     history: of `loop.Run.train`. Low is below LOW; rising is a gain of RISING from one fifth of the epochs to the next,
-    at the end. Fewer epochs than ten are compared one by one.
+    at the end. Fewer epochs than ten are compared one by one; such that made no update, whose accuracy is None, are
+    left out.
     """
-    accuracy = history["accuracy"]
+    accuracy = [value for value in history["accuracy"] if value is not None]
     if not accuracy:
-        return "no epoch was finished"
+        return "no epoch made an update" if history["accuracy"] else "no epoch was finished"
     part = max(1, len(accuracy) // 5)
     last = sum(accuracy[-part:]) / part
     before = accuracy[-2 * part : -part]
     gain = last - sum(before) / len(before) if before else 0.0
     if last >= LOW and gain < RISING:
         return None
-    still = f"and still rises, by {100 * gain:.1f} points" if gain >= RISING else "and rises no more"
-    return f"the training accuracy is {100 * last:.1f} % after {len(accuracy)} epochs {still}"
+    text = f"the training accuracy is {100 * last:.1f} % after {len(accuracy)} epoch{'s' * (len(accuracy) > 1)}"
+    if not before:  # one epoch tells no trend
+        return text
+    return f"{text} and still rises, by {100 * gain:.1f} points" if gain >= RISING else f"{text} and rises no more"
 
 
 def speed(images: int, seconds: float, device: str) -> str:

@@ -5,15 +5,20 @@ within the epoch, its sums so far, the history and the best weights of early sto
 """
 
 import contextlib
+import functools
 import hashlib
+import json
 import math
 import os
 import re
+import reprlib
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,13 +26,18 @@ from .. import backend
 from ..backend import is_number
 from ..files import AGAIN, CheckpointError, read_safetensors, write_safetensors
 from ..nn import Module
+from ..quant import Quantizer
 from . import ranks
 from .meter import say
 
 KEPT = 2  # should the newest file be damaged, there is one before it
 BLOCK = 2**24  # bytes of an array that are hashed at a time
 DATA = "its images and labels"
-OTHER_VERSION = "they come from another version of TinyBitViT; delete the folder and start anew"
+KIND = "the kind of run"
+OTHER_VERSION = "they come from another version of TinyBitViT; go on with that version, or choose another folder"
+# What differs between two Python processes or versions and changes nothing that a class does
+NO_MARKS = {"__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__", "__annotate_func__"}
+NO_MARKS |= {"__firstlineno__", "__static_attributes__"}
 ROWS = 64  # of each matrix of a network: enough to tell two networks apart
 
 
@@ -113,6 +123,7 @@ class Checkpoints:
 
     def _newest(self, found):
         """(arrays, metadata) of the newest file that is whole."""
+        whole = []  # what is wrong with files that are not damaged
         for path in reversed(found):
             try:
                 arrays, info = read_safetensors(path)
@@ -120,10 +131,14 @@ class Checkpoints:
                     raise CheckpointError(f"{path} is no checkpoint of a training run")
             except CheckpointError as error:
                 say(f"{str(error).removesuffix(f': {AGAIN}')}: trying the checkpoint before it")
+                if AGAIN not in str(error):
+                    whole.append(error)
                 continue
             self._check_run(info["run"])
             self.kept = [path]
             return arrays, info
+        if whole:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read: {whole[0]}") from whole[0]
         raise CheckpointError(f"no checkpoint in {self.folder} is whole: delete the folder and start anew")
 
     def _check_run(self, theirs):
@@ -151,20 +166,102 @@ def delete_checkpoints(folder: str | os.PathLike, kept: Collection[Path] = ()) -
             Path(folder).rmdir()
 
 
-def describe_run(params: Mapping[str, Any], *arrays: Any) -> dict[str, str]:
+def describe_run(params: Mapping[str, Any], *arrays: Any, kind: str = "fit") -> dict[str, str]:
     """The texts for `Checkpoints` that say which run this is: every parameter that decides the result, and the data."""
     free = ("device", "workers", "verbose")
     run = {name: option_text(value) for name, value in params.items() if name not in free}
-    return {**run, DATA: fingerprint(*arrays)}
+    return {KIND: kind, **run, DATA: fingerprint(*arrays)}
+
+
+# The texts of functions, by the function. One that counts its calls is another one after a training that was cut short,
+# and a run may go on with it all the same: what counts is what it was at first.
+_told: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def option_text(value: Any) -> str:
-    """A parameter as a text that tells two runs apart, whatever the process; a model by its weights."""
-    network = getattr(value, "model_", value)
-    if hasattr(network, "state_dict"):
-        return f"{type(value).__name__} {fingerprint(*map(backend.to_numpy, network.state_dict().values()))}"
-    text = getattr(value, "__qualname__", None) or repr(value.item() if isinstance(value, np.generic) else value)
-    return re.sub(" at 0x[0-9a-f]+", "", text)
+    """A parameter as a text that tells two runs apart, whatever the process: a hash stands for what has no such text.
+
+    A model is its weights, its sizes and its normalisation; a function or a quantiser its code and the plain values
+    that it holds; a generator its state.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.ndarray):
+        return f"{reprlib.repr(value.tolist())} {fingerprint(value)}"
+    if isinstance(value, np.random.RandomState):
+        _, key, *place = value.get_state()
+        return f"RandomState {fingerprint(key, place)}"
+    name = getattr(value, "__qualname__", type(value).__name__)
+    if hasattr(getattr(value, "model_", value), "state_dict"):
+        return f"{name} {_short_hash(_marks_of_model(value))}"
+    if callable(value) or isinstance(value, Quantizer):
+        text = f"{name} {_short_hash(_marks(value, set()))}"
+        with contextlib.suppress(TypeError):  # of a value that no such dictionary holds
+            return _told.setdefault(value, text) if callable(value) else text
+        return text
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _short_hash(texts: Iterator[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _marks_of_model(model: Any) -> Iterator[str]:
+    """What a network, or a fitted tb.ViT, computes."""
+    network, normalize = getattr(model, "model_", model), getattr(model, "normalize_", None)
+    yield fingerprint(*map(backend.to_numpy, network.state_dict().values()))
+    yield json.dumps(getattr(network, "config", {}), default=option_text)  # tuples and lists alike, as after a file
+    yield json.dumps(None if normalize is None else normalize.to_dict())
+
+
+def _marks(value: Any, seen: set[int]) -> Iterator[str]:
+    """What a function or an object does, as far as its code and the plain values that it holds tell.
+
+    Lists, dicts and iterators are left out: they may count the calls, and so be others when a run goes on.
+    """
+    plain = (int, float, complex, str, bytes, type(None), type(...))
+    if isinstance(value, plain):
+        yield repr(value)
+    elif isinstance(value, np.ndarray):
+        yield fingerprint(value)
+    elif isinstance(value, frozenset):  # its order depends on the process
+        yield from sorted(map(repr, value))
+    elif isinstance(value, tuple) or id(value) not in seen:
+        seen.add(id(value))  # what refers to itself would never end
+        for part in _parts(value):
+            yield from _marks(part, seen)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What `_marks` looks at next."""
+    if isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, CodeType):
+        yield from (value.co_code, value.co_names, value.co_consts)
+    elif isinstance(value, FunctionType):
+        yield from (value.__qualname__, value.__code__, value.__defaults__)
+        yield from sorted((value.__kwdefaults__ or {}).items())
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            yield name
+            with contextlib.suppress(ValueError):  # of a cell that is still empty
+                yield cell.cell_contents
+    elif isinstance(value, MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, *sorted(value.keywords.items()))
+    elif isinstance(value, property):
+        yield value.fget
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield value.__func__
+    elif isinstance(value, type):
+        yield value.__qualname__
+        if value.__module__.partition(".")[0] not in ("builtins", __package__.partition(".")[0]):
+            yield from value.__bases__
+            yield from ((name, part) for name, part in sorted(vars(value).items()) if name not in NO_MARKS)
+    else:
+        yield getattr(value, "__qualname__", type(value).__qualname__)
+        if callable(value) or isinstance(value, Quantizer):
+            yield type(value)
+            yield from sorted(getattr(value, "__dict__", {}).items())
 
 
 def model_fingerprint(network: Module) -> str:

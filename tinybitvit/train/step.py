@@ -48,8 +48,8 @@ class Trainer:
     core, but fewer where shards would be too small to pay). max_norm: clip the gradient to this 2-norm (None: not).
     rng: host Generator that feeds dropout. objective(model, x, y) -> (output, loss): for what needs more than the
     output, such as distillation, instead of `loss`. group: the ranks of MPI (a `ranks.Group`) among which each
-    batch is shared out. on_nan: where the loss is not finite 'stop' with an error, or 'skip' the update, but not more
-    than 10 in a row.
+    batch is shared out. on_nan: where the loss, or the gradient that max_norm measures, is not finite 'stop' with an
+    error, or 'skip' the update, but not more than 10 in a row.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Trainer:
         with self.threads.limits(len(x)):
             found = self.threads.run(self._forward_and_gradients, [(shard,) for shard in shards])
         loss = self._sum_losses_and_gradients(found, shards, len(x))
-        if self._is_finite(loss, shards):
+        if self._is_finite(loss, shards) and self._is_finite(loss, shards, self._clip()):
             self._update()
         return loss
 
@@ -164,11 +164,10 @@ class Trainer:
         return backend.make_rng(mine).integers(2**63, size=count)
 
     def _forward_and_gradients(self, shard):
-        """The loss of a shard, its outputs, and its part of the gradient of every parameter."""
+        """The loss of a shard, its outputs, and {parameter: its part of the gradient} of those the loss depends on."""
         with backend.use_rng(shard.seed) if shard.seed is not None else nullcontext():
             if not shard.share:  # the weights of these rows are all 0, and so would be the divisor of their mean loss
-                zeros = [backend.array_module(p.data).zeros_like(p.data) for p in self.params]
-                return np.zeros(()), self._forward(shard.x), zeros
+                return np.zeros(()), self._forward(shard.x), {}
             x, y = self._to_tensor(shard.x), self._to_tensor(shard.y)
             weight = () if shard.weight is None else (self._to_tensor(shard.weight),)
             if self.objective is None:
@@ -177,7 +176,8 @@ class Trainer:
             else:
                 output, loss = self.objective(self.model, x, y, *weight)
         g = backend.array_module(loss.data).full_like(loss.data, shard.share)
-        return loss.data, output.data, autograd.grad(loss, self.params, g)
+        g = autograd.output_gradient(loss, g)
+        return loss.data, output.data, autograd.backpropagate(loss.source, g, self.views)
 
     def _forward(self, x):
         with autograd.no_grad():
@@ -196,25 +196,33 @@ class Trainer:
         self.outputs = fetched[len(shards) :]
         loss = sum(self.losses)
         if self.group is not None:
-            loss, self.outputs = self.group.sum_step([b.grad for b in self.optimizer.buffers], loss, self.outputs, n)
+            reached = np.array([p.grad is not None for p in self.params], np.float32)  # afterwards: on how many ranks
+            sums = [*(b.grad for b in self.optimizer.buffers), reached]
+            loss, self.outputs = self.group.sum_step(sums, loss, self.outputs, n)
+            for p, ranks in zip(self.params, reached, strict=True):
+                p.grad = self.views[p] if ranks else None
         return loss
 
     def _sum(self, shards):
-        """Sum the shards' gradients, first to last, into the optimiser's buffer, as the parameters' `.grad`."""
-        for p, first, *others in zip(self.params, *shards, strict=True):
-            total = self.views[p]
-            if others:
-                backend.array_module(total).add(first, others[0], out=total)
+        """Sum the shards' gradients, first to last, into the optimiser's buffer, as `.grad` of what a loss reached."""
+        for p in self.params:
+            total, parts = self.views[p], [found[p] for found in shards if p in found]
+            if len(parts) > 1:
+                backend.array_module(total).add(parts[0], parts[1], out=total)
             else:
-                total[...] = first
-            for g in others[1:]:
+                total[...] = parts[0] if parts else 0  # 0: what other ranks may add to
+            for g in parts[2:]:
                 total += g
-            p.grad = total
+            p.grad = total if parts else None
 
-    def _is_finite(self, loss, shards):
-        """Whether the update may be made. Where the loss is not finite it is skipped, or FloatingPointError raised."""
-        if math.isfinite(loss):
-            self.skipped_in_a_row = 0
+    def _clip(self):
+        """Shorten the gradient to max_norm; returns its length before. 0 without max_norm, and on a GPU: no waiting."""
+        norm = 0.0 if self.max_norm is None else clip_grad_norm(self.params, self.max_norm)
+        return norm if isinstance(norm, float) else 0.0
+
+    def _is_finite(self, loss, shards, norm=0.0):
+        """Whether loss and gradient are finite: else the update is skipped, or FloatingPointError raised."""
+        if math.isfinite(loss) and math.isfinite(norm):
             return True
         self.skipped_in_a_row += 1
         self.optimizer.zero_grad()
@@ -223,8 +231,7 @@ class Trainer:
         return False
 
     def _update(self):
-        if self.max_norm is not None:
-            clip_grad_norm(self.params, self.max_norm)
+        self.skipped_in_a_row = 0
         self.optimizer.step(self.threads.spread)
         self.optimizer.zero_grad()
         if self.group is not None and self.optimizer.steps % CHECK_EVERY == 0:

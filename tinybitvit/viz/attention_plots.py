@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from .compare import ComparedMaps
 from .figure import (
     DIVERGING,
+    NARROW,
     PALETTE,
     captioned,
     chosen_images,
@@ -17,16 +18,17 @@ from .figure import (
     layers_by_heads,
     mark_patch,
     new_figure,
+    predicted,
     scale_around_zero,
     scale_of,
+    shortened,
     show_image,
     show_map,
 )
-from .layout import Layout, Query
+from .layout import Layout, Query, layer_number
 from .record import CAVEAT, RecordedMaps
 
 SHARE = "share of attention (%)"
-LONGEST = 11  # letters of a class that stand in one line with its probability
 
 
 def method_title(method: str | int) -> str:
@@ -60,7 +62,7 @@ def plot_attention(
         norm = scale_of([maps], stretch)
         for ax, image, values in zip(column, pictures, maps, strict=True):
             show_map(ax, image, values, norm)
-        depth = range(record.depth)[layer]
+        depth = layer_number(layer, record.depth)
         column[0].set_title(f"{method_title(method)}\n{_extent(method, depth)}", fontsize=10)
         color_bar(figure, column, norm, SHARE)
     return captioned(figure, f"{record.layout.describe(query)}. {CAVEAT}")
@@ -128,7 +130,7 @@ def plot_comparison(
     maps = {n: 100 * comparison.image_map(n, method, layer, query)[numbers] for n in names}
     figure = new_figure(2.1 * (1 + len(names) + len(others)), 2.1 * len(numbers) + 1.3)
     axes = figure.subplots(len(numbers), 1 + len(names) + len(others), squeeze=False)
-    labels = None if comparison.y is None else [f"label: {comparison.y[i]}" for i in numbers]
+    labels = None if comparison.y is None else [f"label: {shortened(comparison.y[i], NARROW)}" for i in numbers]
     _show_originals(axes[:, 0], pictures, labels, query, first.layout)
     norm = scale_of(list(maps.values()), stretch)
     for column, name in zip(axes.T[1:], names, strict=False):
@@ -202,6 +204,4 @@ def _show_originals(axes: Iterable[Axes], pictures, labels, query: Query, layout
 def _prediction(record: RecordedMaps, number: int) -> str:
     if record.logits is None:
         return ""
-    name, share = str(record.predictions[number]), f"({record.probabilities[number].max():.0%})"
-    gap = "\n" if len(name) > LONGEST else " "  # no wider than its picture
-    return f"predicts {name}{gap}{share}"
+    return f"predicts {predicted(record.predictions[number], record.probabilities[number].max())}"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import measures
-from .layout import Query
+from .layout import Query, layer_number
 from .record import RecordedMaps
+from .subject import same_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +37,19 @@ class ComparedMaps:
     def others(self) -> list[str]:
         return self.names[1:]
 
+    @property
+    def predicts(self) -> bool:
+        """Whether all models have a head, for the same classes, so that their predictions can be compared."""
+        first = self.records[self.reference]
+        return all(r.logits is not None and r.classes == first.classes for r in self.records.values())
+
     def matrix(self, name: str, method: str | int = "rollout", layer: int = -1, **options: Any) -> np.ndarray:
         """`AttentionRecord.matrix` of a model; a head's number is the reference's, for which the match is taken."""
         if not isinstance(method, str):
-            method = int(self.matches[name][layer, method])
+            heads = self.matches[name][layer_number(layer, len(self.matches[name]))]
+            if not -len(heads) <= method < len(heads):
+                raise ValueError(f"there is no head {method}: give a number from 0 to {len(heads) - 1}")
+            method = int(heads[method])
         return self.records[name].matrix(method, layer, **options)
 
     def image_map(
@@ -64,23 +74,24 @@ class ComparedMaps:
 
     def changed(self) -> dict[str, np.ndarray]:
         """For every other model, for which images (N,) its prediction differs from the reference's."""
+        if not self.predicts:
+            raise ValueError("the predictions cannot be compared: all models need a head, for the same classes")
         return {n: self.records[n].predictions != self.records[self.reference].predictions for n in self.others}
 
     def summary(self, top: float = 20) -> list[dict[str, Any]]:
         """A row for each model: mean divergence (bits), mean rollout overlap, share of changed predictions (where
-        the networks have a head), accuracy (with y)."""
+        the networks have a head, for the same classes), accuracy (with y, where it holds labels as the classes)."""
         overlap, rows = self.overlap(top), []
-        predicts = all(record.logits is not None for record in self.records.values())
-        changed = self.changed() if predicts else {}
+        changed = self.changed() if self.predicts else {}
         for name, record in self.records.items():
             row = {
                 "model": name,
                 "divergence": float(self.divergence[name].mean()),
                 f"overlap of top {top:g} %": float(overlap[name].mean()) if name in overlap else 1.0,
             }
-            if predicts:
+            if self.predicts:
                 row["changed predictions"] = float(changed[name].mean()) if name in changed else 0.0
-            if predicts and self.y is not None:
+            if record.logits is not None and self.y is not None and same_kind(self.y, record.classes):
                 row["accuracy"] = float((record.predictions == self.y).mean())
             rows.append(row)
         return rows

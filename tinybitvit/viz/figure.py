@@ -14,17 +14,31 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
-from ..files import new_file
+from ..files import new_file, printable
 from .images import display_images
 
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"  # both can be read by the colour-blind
-# Okabe & Ito's palette: eight hues that the colour-blind can tell apart; here without black and the pale yellow.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe & Ito's palette: eight hues that the colour-blind can tell apart; here with grey instead of the pale yellow.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+FLAT = 1e-9  # where all values are alike a scale is 1 wide: its ticks would be noise
+LONGEST_NAME = 24  # letters of a class in a figure: longer names would leave the pictures no room
+NARROW, ONE_LINE = 14, 11  # of one beside a small picture, and in one line with its probability
 
 
 class Picture(Figure):
-    """A matplotlib Figure that a notebook shows without pyplot; save it with `savefig(path)`."""
+    """A matplotlib Figure that a notebook shows without pyplot; save it with `savefig(path)`.
+
+    Its texts are no formulas: a class may be called "5$ to 10$", or hold any bytes.
+    """
+
+    def draw(self, renderer: Any) -> None:
+        """matplotlib's own, by which every figure passes."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+        super().draw(renderer)
 
     def savefig(self, fname: Any, **options: Any) -> None:
         """matplotlib's own; a file becomes the picture in one step. Raises OSError."""
@@ -47,6 +61,19 @@ class Picture(Figure):
 def new_figure(width: float, height: float) -> Picture:
     """An empty figure of so many inches that leaves its labels room."""
     return Picture(figsize=(width, height), layout="compressed")
+
+
+def shortened(name: Any, most: int = LONGEST_NAME) -> str:
+    """A name of so many letters at most: of a longer one the beginning and the end, which tell it from others."""
+    text, end = str(name), most // 3
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
+def predicted(label: Any, share: float) -> str:
+    """A class and its probability, which stand below each other where they would be wider than a small picture."""
+    name = shortened(label, NARROW)
+    gap = "\n" if len(name) > ONE_LINE else " "
+    return f"{name}{gap}({share:.0%})"
 
 
 def show_image(ax: Axes, image: np.ndarray) -> None:
@@ -115,12 +142,14 @@ def color_bar(
 def scale_of(maps: Sequence[np.ndarray], stretch: bool = False) -> Normalize:
     """One scale for all maps, from 0 (stretch: from the smallest value) to the largest."""
     low = min(float(m.min()) for m in maps) if stretch else 0.0
-    return Normalize(low, max(max(float(m.max()) for m in maps), low + 1e-9))
+    high = max(float(m.max()) for m in maps)
+    return Normalize(low, high if high - low > FLAT else low + 1)
 
 
 def scale_around_zero(maps: Sequence[np.ndarray]) -> Normalize:
     """One scale for all maps, symmetric about 0."""
-    span = max(max(float(np.abs(m).max()) for m in maps), 1e-9)
+    span = max(float(np.abs(m).max()) for m in maps)
+    span = span if span > FLAT else 1.0
     return Normalize(-span, span)
 
 

@@ -9,6 +9,13 @@ from ..nn import Module, TokenEmbed
 Query = str | int | tuple[int, int] | None
 
 
+def layer_number(layer: int, depth: int) -> int:
+    """A layer counted from 0, which may be given from the end, as -1. ValueError where there is none."""
+    if not -depth <= layer < depth:
+        raise ValueError(f"there is no layer {layer}: give a number from 0 to {depth - 1}, or -1 for the last one")
+    return layer % depth
+
+
 @dataclass(frozen=True)
 class Layout:
     """The order of a network's tokens: the class token if there is one, the registers, then the patches row by row.

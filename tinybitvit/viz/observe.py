@@ -14,7 +14,7 @@ from ..tensor import Tensor
 from .compare import paired_heads
 from .layout import Layout
 from .pictured import AttentionComparison, AttentionRecord
-from .subject import observed, occluded, subject_of
+from .subject import check_kinds, check_labels, check_numbers, observed, occluded, subject_of
 
 
 def attention(
@@ -71,8 +71,9 @@ def compare_attention(
 ) -> AttentionComparison:
     """Record several models on the images X (N, ...) and compare each with the first.
 
-    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads. y: true
-    labels. options go to `attention` (target, occlude, batch_size).
+    models: name -> model, as `attention` takes them, all with the same patch grid, depth and number of heads; their
+    predictions are compared where all know the same classes. y: true labels. options go to `attention` (target,
+    occlude, batch_size).
 
     match: pair the heads of each layer so that the sum of their divergences is least (Hungarian method). Models that
     were trained apart number their heads at random: head 3 of one has nothing to do with head 3 of the other. Where one
@@ -80,7 +81,9 @@ def compare_attention(
     """
     if len(models) < 2:
         raise ValueError("compare_attention needs at least two models, as in {'32 bits': a, '1.58 bits': b}")
-    records = {name: attention(model, X, **options) for name, model in models.items()}
+    if len({str(name) for name in models}) < len(models):
+        raise ValueError(f"the models need names that differ as text, not {list(models)}")
+    records = {str(name): attention(model, X, **options) for name, model in models.items()}
     reference, first = next(iter(records.items()))
     for name, record in records.items():
         if (record.layout, record.depth, record.heads) != (first.layout, first.depth, first.heads):
@@ -88,9 +91,9 @@ def compare_attention(
                 f"{name!r} and {reference!r} differ in patch grid, tokens, depth or heads; compare models of one shape:"
                 f" {record!r}, {first!r}"
             )
-    y = None if y is None else np.asarray(y)
-    if y is not None and y.shape != (len(first),):
-        raise ValueError(f"y must hold one label for each of the {len(first)} images, not shape {y.shape}")
+        check_kinds(record.classes, first.classes)
+    if y is not None:  # the classes of a bare network are numbers, and the labels may be their names, to be shown
+        y = check_labels(y, first.classes if hasattr(next(iter(models.values())), "classes_") else y, len(first))
     matches, divergence = {}, {}
     for name, record in records.items():
         matches[name], divergence[name] = paired_heads(first, record, match and name != reference)
@@ -137,9 +140,7 @@ def _gradients(network, logits, maps, target):
     """
     if getattr(network, "head", network) is None:
         raise RuntimeError("the network has no classification head, so no class has a gradient; leave out target")
-    wrong = target[(target < 0) | (target >= logits.shape[1])]
-    if len(wrong):
-        raise ValueError(f"target must hold class numbers from 0 to {logits.shape[1] - 1}, not {wrong[0]}")
+    check_numbers(target, logits.shape[1])
     if any(isinstance(m, PackedLinear) for m in network.modules()):
         raise RuntimeError(
             "gradients need the unpacked model: packed layers have no backward; record it, or leave out target"

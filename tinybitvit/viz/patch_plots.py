@@ -40,6 +40,8 @@ def plot_patches(
     if not named or len({type(record) for record in named.values()}) > 1:
         raise ValueError("give one record, or a dict of records of one kind, as in {'32 bits': a, '1 bit': b}")
     first = next(iter(named.values()))
+    if not all(same_images(record.images, first.images) for record in named.values()):
+        raise ValueError("the records are of different images: make each of the same X")
     numbers, pictures = chosen_images(first.images, images)
     figure = new_figure(2.3 * (len(named) + 1), 2.2 * len(numbers) + 1.4)
     axes = figure.subplots(len(numbers), len(named) + 1, squeeze=False)
@@ -56,6 +58,13 @@ def plot_patches(
     _show_maps(figure, axes[:, 1:], pictures, maps, first.scale, stretch)
     what = "" if query is None else f"{first.layout.names[first.layout.token(query)].capitalize()} and all patches. "
     return captioned(figure, what + first.caption)
+
+
+def same_images(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two records can be of the same images. Normalised ones, below 0, may differ from network to network."""
+    if len(a) != len(b) or a.shape != b.shape or min(a.min(), b.min()) < 0:
+        return len(a) == len(b)
+    return np.array_equal(a, b)
 
 
 def _show_maps(

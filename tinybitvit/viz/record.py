@@ -7,8 +7,9 @@ import numpy as np
 
 from ..ops.norm import softmax_array
 from . import measures
-from .layout import Layout, Query
+from .layout import Layout, Query, layer_number
 
+FUSED = ("mean", "max", "min")  # ways to make one map of all heads
 CAVEAT = (
     "Attention is not explanation: a map shows from which patches values were averaged, not what the prediction depends"
     " on (Jain & Wallace 2019, arXiv 1902.10186)."
@@ -66,7 +67,7 @@ class RecordedMaps:
 
     def layer(self, layer: int, heads: str | int = "mean") -> np.ndarray:
         """The attention of one layer: of one head (its number), or the 'mean', 'max' or 'min' over heads."""
-        return measures.fuse_heads(self.maps[layer], heads)
+        return measures.fuse_heads(self.maps[layer_number(layer, self.depth)], heads)
 
     def rollout(
         self,
@@ -109,7 +110,10 @@ class RecordedMaps:
         """
         if method in ("rollout", "gradient"):
             run = self.rollout if method == "rollout" else self.gradient_rollout
-            return run(stop=range(self.depth)[layer] + 1, **options)
+            return run(stop=layer_number(layer, self.depth) + 1, **options)
+        if isinstance(method, str) and method not in FUSED:
+            known = ", ".join(map(repr, ("rollout", "gradient", *FUSED)))
+            raise ValueError(f"method must be one of {known}, or the number of a head, not {method!r}")
         return self.layer(layer, method)
 
     def image_map(
@@ -144,7 +148,7 @@ class RecordedMaps:
     def _tokens(self, layer: int) -> np.ndarray:
         if self.tokens is None:
             raise RuntimeError("this record has no tokens: they come from networks whose layers are tb.models.Block")
-        return self.tokens[layer]
+        return self.tokens[layer_number(layer, self.depth)]
 
     # --- numbers per head ---------------------------------------------------------------------------------------------
 

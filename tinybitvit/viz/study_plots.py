@@ -12,15 +12,21 @@ from matplotlib.figure import Figure
 from ..backend import to_numpy
 from .figure import (
     DIVERGING,
+    NARROW,
+    ONE_LINE,
     PALETTE,
     SEQUENTIAL,
     chosen_images,
     color_bar,
     new_figure,
+    predicted,
     scale_around_zero,
+    shortened,
     show_image,
     write_cells,
 )
+from .layout import layer_number
+from .subject import check_kinds, check_labels
 
 MOST_NUMBERED = 20  # classes of a confusion matrix whose numbers, and names, can be read
 TERNARY = ("#2166ac", "#f2f2f2", "#b2182b")  # -1, 0, +1
@@ -30,7 +36,8 @@ def plot_history(history: Any, loss: str = "cross-entropy (nats)") -> Figure:
     """Loss and accuracy over the epochs, solid for training and dashed for validation.
 
     history: a `history_` (dict of lists: loss, accuracy, val_loss, val_accuracy), a fitted `tb.ViT`, or a dict from
-    names to either, which are drawn together, each in its own colour. loss: what the loss is.
+    names to either, which are drawn together, each in its own colour; where there are more than colours, thicker lines.
+    Values that are None are left out. loss: what the loss is.
     """
     histories = _named(history)
     figure = new_figure(9.5, 3.6)
@@ -45,10 +52,8 @@ def plot_history(history: Any, loss: str = "cross-entropy (nats)") -> Figure:
                 if points:
                     kind = "validation" if prefix else "training"
                     text = f"{name}, {kind}" if name else kind
-                    marker = "o" if len(points) == 1 else None
-                    ax.plot(
-                        *zip(*points, strict=True), line, marker=marker, color=PALETTE[i % len(PALETTE)], label=text
-                    )
+                    rest = {"marker": "o" if len(points) == 1 else None, "linewidth": 1.5 * (1 + i // len(PALETTE))}
+                    ax.plot(*zip(*points, strict=True), line, color=PALETTE[i % len(PALETTE)], label=text, **rest)
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
@@ -74,6 +79,8 @@ def plot_confusion(
     from sklearn.metrics import confusion_matrix
 
     predictions = dict(y_pred) if isinstance(y_pred, Mapping) else {"": y_pred}
+    for guess in predictions.values():
+        check_kinds(guess, y_true)
     occurring = np.unique(np.concatenate([np.asarray(y_true), *map(np.asarray, predictions.values())]))
     labels = list(occurring if classes is None else classes)
     names = [str(label) for label in (labels if names is None else names)]
@@ -99,7 +106,7 @@ def plot_confusion_matrices(
         counts = {k: 100 * m / np.maximum(m.sum(axis=1, keepdims=True), 1) for k, m in counts.items()}
     order = sorted(range(len(names)), key=lambda i: groups[i]) if groups else list(range(len(names)))
     counts = {k: m[np.ix_(order, order)] for k, m in counts.items()}
-    names, kinds = [names[i] for i in order], [groups[i] for i in order] if groups else []
+    names, kinds = [shortened(names[i]) for i in order], [groups[i] for i in order] if groups else []
     most = 100 if normalize else max(1.0, *(m.max() for m in counts.values()))
     # Where no numbers are written, few errors must be seen beside many right answers.
     norm = Normalize(0, most) if len(names) <= MOST_NUMBERED else PowerNorm(0.5, 0, most)
@@ -143,7 +150,8 @@ def plot_weights(model: Any, layer: int = 0) -> Figure:
     model: a fitted `tb.ViT` or a network with `blocks`, packed or not. Low-bit layers show their integer codes and the
     share of each for up to three values (-1, 0, +1); full-precision layers show the floats.
     """
-    block = getattr(model, "model_", model).blocks[layer]
+    blocks = getattr(model, "model_", model).blocks
+    block = blocks[layer_number(layer, len(blocks))]
     q, k, v = np.split(_weight(block.attn.qkv), 3)
     planes = {"q": q, "k": k, "v": v, "proj": _weight(block.attn.proj)}
     planes |= {"fc1": _weight(block.mlp.fc1), "fc2": _weight(block.mlp.fc2)}
@@ -179,6 +187,7 @@ def plot_predictions(
     16). names: label -> text (a dict, or a list where labels are numbers).
     """
     numbers, pictures = chosen_images(np.reshape(X, (len(X), *model.image_shape_)), images, most=16)
+    y = None if y is None else check_labels(y, model.classes_, len(X))
     probabilities = model.predict_proba(X)[numbers]
     labels = model.classes_[probabilities.argmax(axis=1)]
     columns = min(8, len(numbers))
@@ -189,10 +198,12 @@ def plot_predictions(
         ax.set_axis_off()
     for i, (ax, image, label) in enumerate(zip(axes.flat, pictures, labels, strict=False)):
         show_image(ax, image)
-        ax.set_title(f"{_name(names, label)} ({probabilities[i].max():.0%})", fontsize=9)
-        truth = label if y is None else np.asarray(y)[numbers[i]]
+        ax.set_title(predicted(_name(names, label), probabilities[i].max()), fontsize=9)
+        truth = label if y is None else y[numbers[i]]
         if truth != label:
-            ax.set_xlabel(f"wrong: {_name(names, truth)}", fontsize=9, color=PALETTE[1])
+            name = shortened(_name(names, truth), NARROW)
+            gap = "\n" if len(name) > ONE_LINE else " "
+            ax.set_xlabel(f"wrong:{gap}{name}", fontsize=9, color=PALETTE[1])
             for spine in ax.spines.values():
                 spine.set(edgecolor=PALETTE[1], linewidth=3)
     return figure

@@ -51,6 +51,37 @@ class Subject:
         return labels
 
 
+def check_labels(y: Any, classes: Any, count: int) -> np.ndarray:
+    """True labels (N,) as an array. ValueError unless there is one for each image, of the kind of the classes."""
+    y = np.asarray(y)
+    if y.shape != (count,):
+        raise ValueError(f"y must hold one label for each of the {count} images, not shape {y.shape}")
+    check_kinds(y, classes)
+    return y
+
+
+def check_kinds(labels: Any, others: Any) -> None:
+    """ValueError where some labels are text and the others numbers: none would equal another."""
+    if not same_kind(labels, others):
+        one, other = (np.asarray(some).ravel()[0] for some in (labels, others))
+        raise ValueError(
+            f"labels such as {one!r} cannot be compared with such as {other!r}: give all as text, or all as numbers"
+        )
+
+
+def same_kind(labels: Any, others: Any) -> bool:
+    """Whether labels are text where others are, too."""
+    kinds = {isinstance(label, str) for some in (labels, others) for label in np.asarray(some).ravel()[:1].tolist()}
+    return len(kinds) < 2
+
+
+def check_numbers(target: np.ndarray, classes: int) -> None:
+    """ValueError unless all are numbers of classes."""
+    wrong = target[(target < 0) | (target >= classes)]
+    if len(wrong):
+        raise ValueError(f"target must hold class numbers from 0 to {classes - 1}, not {wrong[0]}")
+
+
 def subject_of(model: Any, X: Any, layout: Layout | None) -> Subject:
     """A fitted `tb.ViT` with X as for `predict`, or a network with normalised floats X (N, H, W, C)."""
     X = X if hasattr(X, "shape") else np.asarray(X)

@@ -14,8 +14,8 @@ from .. import autograd
 from ..models import Block
 from ..tensor import Tensor
 from . import measures
-from .layout import Layout, Query
-from .subject import Subject, answers, observed, occluded, subject_of
+from .layout import Layout, Query, layer_number
+from .subject import Subject, answers, check_numbers, observed, occluded, subject_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +67,13 @@ class Similarity(PatchRecord):
     maps: list[np.ndarray]
 
     def title(self, layer: int) -> str:
-        return f"layer {range(len(self.maps))[layer]}"
+        return f"layer {layer_number(layer, len(self.maps))}"
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """The cosines of one token with all patches, (N, rows, columns); query: a patch (row, column), 'cls' or a token
         number; None: the mean over the tokens that the classifier reads.
         """
-        return self.layout.image_map(self.maps[layer], query)
+        return self.layout.image_map(self.maps[layer_number(layer, len(self.maps))], query)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +97,12 @@ class Components(PatchRecord):
     explained: np.ndarray
 
     def title(self, layer: int) -> str:
-        return f"layer {range(len(self.scores))[layer]}, {self.explained[layer].sum():.0%} of variance"
+        layer = layer_number(layer, len(self.scores))
+        return f"layer {layer}, {self.explained[layer].sum():.0%} of variance"
 
     def image_map(self, layer: int = -1, query: Query = None) -> np.ndarray:
         """Red, green, blue (N, rows, columns, 3) in 0..1: each component from its 1st to its 99th percentile."""
-        return measures.component_colors(self.scores[layer])
+        return measures.component_colors(self.scores[layer_number(layer, len(self.scores))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +162,7 @@ def occlusion(
     numbers = subject.class_numbers(target)
     whole = answers(subject, subject.prepared, batch_size)
     numbers = whole.argmax(axis=1) if isinstance(numbers, str) else numbers
+    check_numbers(numbers, whole.shape[1])
     drops = occluded(subject, numbers, batch_size)
     names: Sequence[Any] = range(whole.shape[1]) if subject.classes is None else subject.classes
     probability = whole[np.arange(len(whole)), numbers]

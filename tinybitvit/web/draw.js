@@ -45,11 +45,11 @@ function extent(mask, columns) {
   return count ? { low, high, mean: sum.map((s) => s / count) } : null;
 }
 
-/** The strokes as an image (height, width) of bytes, 0 without ink; null where nothing is drawn. `frame` says how the
-    training images were made: box, the share of width and height that a drawing fills; stretch, whether a wide one is
+/** The strokes as an image (height, width) of bytes on a dark or light ground; null where nothing is drawn. `frame` says
+    how the training images were made: box, the share of width and height that a drawing fills; stretch, whether a wide one is
     squeezed to the full height; centre, what stands in the middle, the "box" or the centre of "mass"; the width of lines:
     pen, in pixels, or ink, the share of inked samples that it must give, or neither: then lines scale with the drawing. */
-function drawnImage(strokes, [height, width], frame) {
+function drawnImage(strokes, [height, width], frame, ground = "dark") {
   const size = [width * SAMPLES, height * SAMPLES], view = 128, rows = Math.ceil((view * height) / width);
   const seen = extent(rasterize(strokes, [rows, view], [view, view], [0, 0], (stroke) => stroke.width * view), view);
   if (seen === null) return null;
@@ -69,7 +69,8 @@ function drawnImage(strokes, [height, width], frame) {
     const { mean } = extent(ink(middle), size[0]) ?? { mean: size.map((n) => n / 2) };
     return ink(middle.map((v, i) => v + size[i] / 2 - mean[i]));
   };
-  return sumBlocks(draw(frame.ink ? lineFor(frame.ink, draw, Math.min(...size)) : (frame.pen ?? 0) * SAMPLES), height, width);
+  const ink = draw(frame.ink ? lineFor(frame.ink, draw, Math.min(...size)) : (frame.pen ?? 0) * SAMPLES);
+  return sumBlocks(ink, height, width).map((v) => (ground === "light" ? 255 - v : v));
 }
 
 /** The width of lines, in samples, with which a drawing inks that share of all samples. */

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import backend
 from ..data import Normalize
+from ..data.images import Ground
 from ..io.checkpoint import file_bytes
 from ..quant import LAYOUTS, BitLinear, PackedLinear, pack
 from ..viz import page as attention_page
@@ -32,8 +33,8 @@ def to_html(
 
     models: a fitted `tb.ViT`, a `VisionTransformer` (its classes are numbers, its pixels 0..1 are normalised by its
     `preprocessing`, else by 0.5), or a dict from names to such models of one image shape, which see the same image.
-    X: a few example images as for `predict`, their labels y. Black and white of a picture become those of the images
-    that the model was fitted on.
+    X: a few example images as for `predict` of the first model, their labels y. Black and white of a picture become
+    those of the images that the model was fitted on, and a drawing of the other polarity is inverted.
 
     Low-bit weights are packed as densely as the layouts allow, 1.58 bits as "base3". Returns the page. Raises
     ValueError for models that do not fit on one page, with the size where it exceeds 25 MB.
@@ -51,15 +52,17 @@ def to_html(
             f"the page would have {size / 1e6:.0f} MB, and up to {LIMIT / 1e6:.0f} MB open well in a browser: export"
             " fewer bits, fewer models or a smaller network"
         )
-    blocks = [_model(name, named[name], arrays[name]) for name in named]
-    norm = _units(next(iter(named.values())))
+    norms = [_units(model) for model in named.values()]
+    ground = next((norm.units.ground for norm in norms if norm.units.ground), None)
+    blocks = [_model(name, named[name], arrays[name], ground) for name in named]
+    ink = next(block["ink"] for block, norm in zip(blocks, norms, strict=True) if norm.units.ground == ground)
     heading = title or f"Vision Transformer: {', '.join(block['name'] for block in blocks)}"
     data = {
         "shape": shape,
-        "frame": _frame(shape, blocks[0]["ink"]),
-        "ground": norm.units.ground,
+        "frame": _frame(shape, ink),
+        "ground": ground,
         "colors": attention_page.COLORS["attention"],
-        "examples": None if X is None else _examples(X, y, norm),
+        "examples": None if X is None else _examples(X, y, norms[0]),
         "models": blocks,
     }
     parts = {
@@ -108,8 +111,8 @@ def _arrays(network: Any) -> dict[str, Entry]:
     return arrays
 
 
-def _model(name: str, model: Any, arrays: dict[str, Entry]) -> dict[str, Any]:
-    """What the page is told about a model: configuration, normalisation, classes, sizes and all weights."""
+def _model(name: str, model: Any, arrays: dict[str, Entry], ground: Ground | None) -> dict[str, Any]:
+    """What the page, whose images have that ground, is told of a model: configuration, pixels, sizes and weights."""
     network = getattr(model, "model_", model)
     config, patch = network.config, network.embed.patch
     floats_first = sorted(arrays.items(), key=lambda item: item[1][0] != "float32")  # they must lie at multiples of 4
@@ -120,7 +123,7 @@ def _model(name: str, model: Any, arrays: dict[str, Entry]) -> dict[str, Any]:
     content = b"".join(array.tobytes() for _, (_, _, array) in floats_first)
     weights = sum(int(np.prod(shape)) for key, (_, shape, _) in arrays.items() if not key.endswith(".scale"))
     used = sorted({kind for kind, _, _ in arrays.values()} - {"float32"})
-    normalize, ink = _normalize(_units(model))
+    normalize, ink = _normalize(_units(model), ground)
     sub_norms = (m.norm for m in network.modules() if isinstance(m, (BitLinear, PackedLinear)) and m.norm is not None)
     return {
         "name": name or ("1 bit" if config["bits"] == 1 else f"{config['bits']:g} bits"),
@@ -156,21 +159,20 @@ def _units(model: Any) -> Normalize:
     return model.normalize_ if hasattr(model, "normalize_") else Normalize(stated["mean"], stated["std"])
 
 
-def _normalize(norm: Normalize) -> tuple[dict[str, Any], float]:
-    """How bytes become what the network takes, (low + step byte - offset) scale, and the mean of the training pixels as
-    a share of the range from black to white.
+def _normalize(norm: Normalize, ground: Ground | None) -> tuple[dict[str, Any], float]:
+    """How bytes of the page become what the network takes, (low + step byte - offset) scale, and the training images'
+    ink: the mean pixel as a share of the way from the ground, black where none is known, to the other end.
     """
     low, high = norm.ends
+    mean, std, span = norm.mean, norm.std, high - low
+    ink = float((mean.mean() - low) / span)
     if (low, high) == (0.0, 1.0):  # pixels were bytes, or floats in 0..1: what Normalize does to bytes, bit for bit
-        result = {"low": 0, "step": 1, "offset": (norm.mean * UNIT).tolist(), "scale": (1 / (norm.std * UNIT)).tolist()}
-    else:
-        result = {
-            "low": low,
-            "step": (high - low) / 255,
-            "offset": norm.mean.tolist(),
-            "scale": (1 / norm.std).tolist(),
-        }
-    return result, float((norm.mean.mean() - low) / (high - low))
+        mean, std, span = mean * UNIT, std * UNIT, 255
+    step = span / 255
+    if norm.units.ground not in (None, ground):  # the page's images are negatives of those of the training
+        low, step = low + span, -step
+    result = {"low": low, "step": step, "offset": mean.tolist(), "scale": (1 / std).tolist()}
+    return result, 1 - ink if norm.units.ground == "light" else ink
 
 
 def _frame(shape: tuple[int, int, int], ink: float) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ function drawPad() {
   brush.clearRect(0, 0, pad.width, pad.height);
   if (state.picture) drawImage(pad, state.image);
   brush.lineCap = brush.lineJoin = "round";
-  brush.strokeStyle = "#fff";
+  brush.strokeStyle = data.ground === "light" ? "#000" : "#fff";
   for (const { points, width, erase } of state.strokes) {
     brush.globalCompositeOperation = erase ? "destination-out" : "source-over";
     brush.lineWidth = width * PAD;
@@ -40,7 +40,7 @@ function drawCursor(x, y, radius) {
 function lookAtDrawing(now) {
   const look = () => {
     timer = null;
-    show(drawnImage(state.strokes, [HEIGHT, WIDTH], frame), !now);
+    show(drawnImage(state.strokes, [HEIGHT, WIDTH], frame, data.ground), !now);
   };
   if (now) {
     clearTimeout(timer);
@@ -148,6 +148,7 @@ function listenToKeys() {
 
 function listenToPad() {
   pad.classList.add("draws");
+  pad.classList.toggle("light", data.ground === "light");
   pad.tabIndex = 0;
   pad.setAttribute("role", "application"); // so that a screen reader leaves the keys to it
   pad.setAttribute("aria-label", "Drawing. Arrow keys move the pen, Space puts it down and lifts it.");

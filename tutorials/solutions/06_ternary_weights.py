@@ -17,7 +17,8 @@ digits = tb.data.load_digits()
 
 
 def run(layers, images):
-    h = tb.Tensor(((images - 4.9) / 6.0).reshape(len(images), -1).astype("float32"))
+    pixels = (images - digits.X_train.mean()) / digits.X_train.std()
+    h = tb.Tensor(pixels.reshape(len(images), -1).astype("float32"))
     for layer in layers[:-1]:
         h = F.gelu(layer(h))
     return layers[-1](h)

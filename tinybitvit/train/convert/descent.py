@@ -68,11 +68,14 @@ def sweep(codes, scale, weight, second, metric, quantizer, rng):
 def best_scale(codes, scale, weight, second, metric):
     """The scales (m, 1) of the least cost for given codes: (M o B H B^T) s = diag(M W H B^T), o element by element.
 
-    Never below 0.3 of `scale`: a scale of 0 would leave its row nothing to choose from.
+    Never below 0.3 of `scale`: a scale of 0 would leave its row nothing to choose from. A row of zeros keeps its own,
+    which no output depends on: there the system would have a row of zeros, too.
     """
-    system = metric * (codes @ second @ codes.T)
-    s = np.linalg.solve(system, ((metric @ weight @ second) * codes).sum(axis=1))
-    return np.maximum(s[:, None], 0.3 * scale)
+    alive = codes.any(axis=1)
+    system = (metric * (codes @ second @ codes.T))[np.ix_(alive, alive)]
+    s = scale.copy()
+    s[alive, 0] = np.linalg.solve(system, ((metric @ weight @ second) * codes).sum(axis=1)[alive])
+    return np.maximum(s, 0.3 * scale)
 
 
 def round_weight(weight, second, metric, quantizer, sweeps=5, rng=None):
@@ -88,7 +91,7 @@ def round_weight(weight, second, metric, quantizer, sweeps=5, rng=None):
     for _ in range(sweeps):
         codes = sweep(codes, s, weight, second, metric, quantizer, rng)
         s = best_scale(codes, s, weight, second, metric).astype(np.float32)
-    return codes, s, cost(s * codes - weight, second, metric) / cost(weight, second, metric)
+    return codes, s, cost(s * codes - weight, second, metric) / (cost(weight, second, metric) or 1.0)
 
 
 def cost(error, second, metric):

@@ -50,7 +50,8 @@ def drawn_loss(teacher, x, rng, hidden):
     h, loss = teacher.tokens(F.as_tensor(x).to(device_of(teacher))), 0.0
     for block in teacher.blocks:
         after = block(h)
-        change = float(((after - h).data ** 2).mean())
+        # a block that does nothing has no error in units of what it does
+        change = max(float(((after - h).data ** 2).mean()), 1e-6 * float((h.data**2).mean()), 1e-30)
         noise = rng.standard_normal(h.shape) * (2 * hidden / (len(teacher.blocks) * change * h.size)) ** 0.5
         loss = loss + (after * F.as_tensor(noise.astype(h.dtype)).to(h.device)).sum()
         h = after
@@ -190,8 +191,23 @@ def round_layer(layer, moments, metric, damping, rng):
 
 
 def damped(a, share):
-    """a + share x its mean diagonal, or a tiny one where a is 0, on the diagonal."""
-    return a + max(share * np.diag(a).mean(), 1e-12) * np.eye(len(a))
+    """a + share x its mean diagonal, or a tiny one where a is 0, on the diagonal; more until it is positive definite.
+
+    A covariance need not be so: of inputs that hardly vary, rounding alone is left of a difference of squares.
+    """
+    ridge, one = max(share * np.diag(a).mean(), 1e-12), np.eye(len(a))
+    while np.isfinite(a).all() and not positive_definite(a + ridge / 2 * one):
+        ridge *= 10
+    return a + ridge * one
+
+
+def positive_definite(a):
+    """Whether a symmetric matrix has positive eigenvalues only."""
+    try:
+        np.linalg.cholesky(a)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def on_device(layer, array):

@@ -12,9 +12,13 @@ from ...autograd import no_grad
 from ...models import VisionTransformer
 from ...tensor import Tensor
 
+LEAST_CHANGE = 1e-6  # of a teacher's block, as a share of the tokens' mean square: one that does nothing divides by it
+
 
 class Reconstruct:
     """Block by block, each for itself: loss = sum_k mean (student_k(h_k) - h_(k+1))^2 / mean (h_(k+1) - h_k)^2.
+
+    That is of one image; a batch's is the mean of its images.
 
     h_k are the tokens that reach the teacher's block k; the student's block k gets the same (teacher forcing), so an
     error is not handed on and no gradient crosses a block. 1 is the error of a block that does nothing. No labels are
@@ -88,10 +92,18 @@ class Distill:
 
 
 def relative_error(y: Tensor, target: Tensor, start: Tensor, weight: tuple[Tensor, ...] = ()) -> Tensor:
-    """mean (y - target)^2 / mean (target - start)^2 over tokens (N, T, dim), rows weighted where `weight` is given."""
-    error, change = y - target, target - start
-    error, change = error * error, change * change
+    """mean (y - target)^2 / mean (target - start)^2 of an image's tokens (N, T, dim), as a (weighted) mean over images.
+
+    A ratio of each image, not of the batch: a batch is cut into shards, and a mean of their ratios would be another.
+    """
+    error, change, size = (mean_square(a) for a in (y - target, target - start, target))
+    ratio = error / F.maximum(change, size * LEAST_CHANGE)
     if weight:
         (w,) = weight
-        error, change = (a.mean(axis=(1, 2)) * w for a in (error, change))
-    return error.mean() / change.mean()
+        return (ratio * w).sum() / w.sum()
+    return ratio.mean()
+
+
+def mean_square(a: Tensor) -> Tensor:
+    """(N, T, dim) -> (N,)."""
+    return (a * a).mean(axis=(1, 2))

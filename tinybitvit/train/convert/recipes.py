@@ -114,22 +114,28 @@ class Stages:
         self.trainer.objective = self.objectives[self.stage.learns]
         self._set_rates()
         for layer in self.layers:
-            layer.temperature = 0.1 * 100 ** (last / self.ends[-1])  # of ste='ede': from 0.1 to 10, as in IR-Net
+            layer.temperature = 0.1 * 100 ** (
+                last / max(self.ends[-1], 1)
+            )  # of ste='ede': from 0.1 to 10, as in IR-Net
 
     def _set_rates(self):
         stage = self.stage
         factor = stage.factor * warmup_cosine(self.done, self.length, round(stage.warmup * self.length))
-        peak = None if stage.relative_lr is None else stage.relative_lr * self.size
-        if stage.path is not None:
+        # without low-bit layers there is no size in whose units a rate could be: the optimiser's own stands
+        peak = None if stage.relative_lr is None or not self.layers else stage.relative_lr * self.size
+        if peak is not None and stage.path is not None:
             peak = min(peak, stage.path * self.size / (AVERAGE * max(self.length, 1)))
         for group, lr, decay in self.groups:
             apart = stage.others is not None and not group.get("low_bit")
-            group["lr"] = (stage.others * lr if apart else peak or lr) * factor
+            group["lr"] = (stage.others * lr if apart else lr if peak is None else peak) * factor
             group["weight_decay"] = decay * stage.weight_decay
 
     def _centre(self):
-        """Where a stage begins, and not where a run resumes there: its weights are centred already."""
-        if self.stage.centre and self.done == 0:
+        """Where a stage begins, and not where a run resumes there: its weights are centred already.
+
+        A stage too short for an update never begins.
+        """
+        if self.stage.centre and self.done == 0 < self.length:
             for layer in self.layers:
                 layer.centre()
 
@@ -162,7 +168,7 @@ BLOCKS = Stage(0.3, "blocks", relative_lr=0.1, path=14.0, warmup=0.05, weight_de
 # once: 0.9 % of the codes in the first update, at a rate of 0.0003 (docs/results). A path of 1 is hardly enough to get
 # from there to a threshold.
 OUTPUTS = Stage(0.7, "outputs", relative_lr=0.02, path=11.0, others=0.1, warmup=0.05, weight_decay=0.0, centre=True)
-# Faster, and not centred: as most of docs/results was computed.
+# Faster, and not centred: the steps "+ blocks" and "+ median" of the ablation.
 FAST_BLOCKS = Stage(0.5, "blocks", relative_lr=0.15, warmup=0.05, weight_decay=0.0)
 FAST_OUTPUTS = Stage(0.5, "outputs", relative_lr=0.002, warmup=0.05, weight_decay=0.0)
 END_TO_END = Stage(1.0, "outputs", relative_lr=0.03, warmup=0.05, weight_decay=0.0)
