@@ -45,20 +45,21 @@ class _Writes:
     """When arrays that a graph may have saved were changed in place, on the clock that also numbers the nodes."""
 
     def __init__(self) -> None:
-        self.clock, self.latest = count(1), 0
+        self.clock, self.latest, self.lock = count(1), 0, threading.Lock()
         self.times: dict[tuple[int, int], int] = {}  # (first address, the one behind the last) -> when
 
     def note(self, array: Array) -> None:
         """The array was changed in place."""
-        self.latest = next(self.clock)
-        self.times[backend.addresses(array)] = self.latest
+        with self.lock:
+            self.latest = self.times[backend.addresses(array)] = next(self.clock)
 
     def touched(self, values: list, since: int) -> bool:
         """Whether memory of one of these arrays (other values are left out) was changed after a moment.
 
         What an array holds cannot be freed and given to another one meanwhile: addresses say whose it is.
         """
-        changed = [span for span, when in tuple(self.times.items()) if when > since]
+        with self.lock:
+            changed = [span for span, when in self.times.items() if when > since]
         spans = [backend.addresses(a) for a in values if hasattr(a, "strides")] if changed else []
         return any(first < end and start < last for first, last in changed for start, end in spans)
 

@@ -436,7 +436,7 @@ assert gap < 1e-11
 assert our_losses[-1] < 0.1 * our_losses[0]
 
 # %% kind="see"
-fig = new_figure(4.6, 6)
+fig = new_figure(4.6, 6, formulas=True)
 left, right = fig.subplots(2, 1)
 left.semilogy(our_losses, color=PALETTE[0], linewidth=5, alpha=0.4, label="your engine")
 left.semilogy(their_losses, color="black", linewidth=1.2, linestyle="--", label="tinybitvit")

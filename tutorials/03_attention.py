@@ -219,7 +219,7 @@ assert abs(deviation["with"][at64] - 1) < 0.05
 # what is left for learning: its slopes $p_i (1 - p_i)$, from the diagonal of the Jacobian.
 
 # %% kind="see"
-fig = new_figure(4.6, 6.4)
+fig = new_figure(4.6, 6.4, formulas=True)
 axes = fig.subplots(3, 1, sharex=True)
 panels = ((deviation, "deviation of scores"), (largest, "largest share, mean"), (slope, "slopes, summed"))
 for ax, (numbers, title) in zip(axes, panels, strict=True):

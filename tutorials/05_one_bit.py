@@ -62,7 +62,7 @@ answer("best scale", 0.4, measured=tried, tolerance=1e-9)
 # %% kind="see"
 beta = np.linspace(0, 1, 201)
 errors = ((w - beta[:, None] * np.sign(w)) ** 2).sum(axis=1)
-fig = new_figure(6.5, 3)
+fig = new_figure(6.5, 3, formulas=True)
 left, right = fig.subplots(1, 2)
 left.plot(beta, errors, color=PALETTE[0])
 left.plot(tried, error, "o", color=PALETTE[1])
@@ -261,7 +261,7 @@ answer("b for t = 0.5", "+1 three times of four")
 assert abs(share - 0.75) < 0.02
 
 # %% kind="see"
-fig = new_figure(6.5, 3.2)
+fig = new_figure(6.5, 3.2, formulas=True)
 axes = fig.subplots(1, 2, sharey=True)
 for ax, target in zip(axes, (-1, 0.5), strict=True):
     latent, code = one_weight(target, steps=30)
@@ -398,9 +398,9 @@ LIES = {
 
 # %% kind="see"
 grid = np.linspace(-4, 4, 801)
-fig = new_figure(6.5, 3.2)
+fig = new_figure(6.5, 3.2, formulas=True)
 axes = fig.subplots(1, 2)
-for (name, lie), line, color in zip(LIES.items(), ("-", "--", "-.", ":", "--", ":"), PALETTE, strict=True):
+for (name, lie), line, color in zip(LIES.items(), ("-", "--", "-.", ":", "--", ":"), PALETTE[:6], strict=True):
     ax = axes[int(name in ("narrow", "sharp", "rising"))]
     for done in (0, 0.5, 1) if name == "rising" else (0,):
         ax.plot(grid, lie(grid, done), line, color=color, linewidth=2, label=name if done == 0 else None)

@@ -357,7 +357,7 @@ assert rules["lowest"][0] > 1.3 * mean / 2
 assert rules["lowest"][1] > 1.3 * mean
 
 # %% kind="see"
-fig = new_figure(5, 3.8)
+fig = new_figure(5, 3.8, formulas=True)
 ax = fig.subplots()
 lines = ax.contour(thresholds, levels, landscape, levels=[0.2, 0.25, 0.3, 0.4, 0.6, 0.8, 1.2, 2], colors="0.45")
 ax.clabel(lines, fmt="%g", fontsize=9)

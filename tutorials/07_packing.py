@@ -229,7 +229,7 @@ answer("bytes of the first better word", 22, measured=first)
 print(f"one byte: {bits_per_trit[0]} bits a trit; no code of equally likely trits is shorter than {math.log2(3):.4f}")
 
 # %% kind="see"
-figure = new_figure(5, 3)
+figure = new_figure(5, 3, formulas=True)
 ax = figure.subplots()
 ax.plot(n_bytes, bits_per_trit, "o-", color=PALETTE[0], label="as many trits as fit")
 ax.axhline(2, color=PALETTE[1], label="two bits a trit")

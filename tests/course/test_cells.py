@@ -88,6 +88,12 @@ def test_a_notebook_that_runs_by_itself_goes_on(error, monkeypatch, capsys):
         (["7", ".3", "0.3"], {"choices": [0.3, 0.4, 0.5]}, 0.3, "you said 0.3; it is 0.4: 0.1 too low"),
         (["many", "1,000"], {}, 1000.0, "you said 1,000; it is 0.4: 999.6 too high"),
         (["0.4 %"], {"unit": "%"}, 0.4, "you said 0.4, and so it is"),
+        (["0.4%"], {"unit": " %"}, 0.4, "you said 0.4, and so it is"),
+        (["2,5"], {}, 2.5, "you said 2.5; it is 0.4: 2.1 too high"),
+        (["0,4"], {}, 0.4, "you said 0.4, and so it is"),
+        (["0,400"], {}, 0.4, "you said 0.4, and so it is"),
+        (["-1,234,567.5"], {}, -1234567.5, "too low"),
+        (["nan", "inf", "1,2,3", "1e999", "-3"], {}, -3.0, "3.4 too low"),
         ([""], {}, None, "beta: 0.4"),
     ],
 )
@@ -273,6 +279,128 @@ def test_a_solution_that_a_piece_uses_is_kept_with_it(tmp_path):
     assert "def matmul_backward" in text and "solutions" not in text and "import numpy" not in text
     cells.pieces.clear()
     assert tb.course.mine("unbroadcast").__module__.startswith("_my")
+
+
+def kept_alone(book, *names):
+    """Keep pieces, forget the session, and take them from their files."""
+    book.run(f"tb.course.keep({', '.join(names)})")
+    cells.pieces.clear()
+    return [tb.course.mine(name) for name in names]
+
+
+HELPERS = {
+    "an array": ("ONE = np.array([1, 2])[:1]", "ONE[0] * addup(g, shape)"),
+    "an array made of another": ("TWO = np.ones(2)\nONE: np.ndarray = TWO[:1]", "ONE[0] * addup(g, shape)"),
+    "one of two that are set together": ("ONE, NAMES = np.float64(1), {'a': np.ones(1)}", "ONE * addup(g, shape)"),
+    "no literal": ("import math\nLOW = -math.inf", "np.maximum(addup(g, shape), LOW)"),
+    "a decorated helper": (
+        "import functools\n@functools.lru_cache\ndef one(n):\n    return n**0",
+        "one(3) * addup(g, shape)",
+    ),
+    "a decorator of one's own": (
+        "def twice(f):\n    def run(n):\n        return 2 * f(n)\n    return run\n@twice\ndef one(n):\n    return 0.5",
+        "one(3) * addup(g, shape)",
+    ),
+    "a helper by another name": ("plus = addup", "plus(g, shape)"),
+    "a helper made of another": ("import functools\nplus = functools.partial(addup)", "plus(g, shape)"),
+    "a lambda": ("plus = lambda g, shape: addup(g, shape)", "plus(g, shape)"),
+    "a class without functions": (
+        "from dataclasses import dataclass\n@dataclass\nclass Size:\n    n: int = 1",
+        "Size().n * addup(g, shape)",
+    ),
+    "what is imported from a module": ("from numpy import s_, newaxis as new", "addup(g[new][s_[0]], shape)"),
+    "a constant that was changed": ("ONE = [2]\nONE[0] = 1", "ONE[0] * addup(g, shape)"),
+}
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+def test_what_a_piece_needs_is_kept_with_it(helper, tmp_path, capsys):
+    source, value = HELPERS[helper]
+    book = Notebook()
+    book.run(source)
+    book.turn(f"def unbroadcast(g, shape):\n    return {value}\n")
+    assert "3 of 3 checks passed" in capsys.readouterr().out
+    (found,) = kept_alone(book, "unbroadcast")
+    assert found.own, (tmp_path / "my" / "unbroadcast.py").read_text()
+    assert capsys.readouterr().out == "1.3 unbroadcast: kept in my/unbroadcast.py\nyours, from my/: unbroadcast\n"
+
+
+def test_the_last_cell_that_ran_counts():
+    """IPython lists what was typed in the order in which it ran; its names for equal cells are equal."""
+    book = Notebook()
+    book.run("ONE = np.float64(1)")
+    book.run("ONE = np.float64(2)")
+    book.run("ONE = np.float64(1)")
+    linecache.cache.pop(next(reversed(linecache.cache)))
+    book.names["In"] = ["", "ONE = np.float64(1)", "ONE = np.float64(2)", "%time\nONE = np.float64(1)"]
+    book.turn("def unbroadcast(g, shape):\n    return ONE * addup(g, shape)\n")
+    assert kept_alone(book, "unbroadcast")[0].own
+
+
+def test_annotations_that_nobody_evaluates_stay_so():
+    book = Notebook()
+    annotated = RIGHT.replace("shape):", "shape: Unknown) -> Nothing:")
+    book.run(f"from __future__ import annotations\n@tb.course.yours('1.3')\n{annotated}")
+    assert kept_alone(book, "unbroadcast")[0].own
+
+
+MATMUL = (
+    "@tb.course.yours('1.4')\ndef matmul_backward(g, y, a, b):\n"
+    "    return unbroadcast(g @ b.swapaxes(-1, -2), a.shape), a.swapaxes(-1, -2) @ g\n"
+)
+
+
+@pytest.mark.parametrize("names", [["matmul_backward"], ["matmul_backward", "unbroadcast"]])
+def test_what_a_piece_uses_of_other_cells_is_kept_too(names, tmp_path, capsys):
+    book = Notebook()
+    book.turn(RIGHT)
+    book.run(MATMUL)
+    capsys.readouterr()
+    assert all(one.own for one in kept_alone(book, *names))
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "1.4 matmul_backward: kept in my/matmul_backward.py\n1.3 unbroadcast: kept in my/unbroadcast.py\n"
+    )
+
+
+def test_what_cannot_work_alone_is_not_called_kept(capsys):
+    book = Notebook()
+    book.run("for LOOPED in [np.float64(1)]:\n    pass\nZERO = np.zeros(1)\nZERO[0] = 1")
+    book.turn("def unbroadcast(g, shape):\n    return LOOPED * addup(g, shape)\n")
+    book.run(MATMUL.replace("return unbroadcast(g @", "return ZERO[0] * addup(g @"))
+    capsys.readouterr()
+    book.run("tb.course.keep(unbroadcast, matmul_backward)")
+    one, other = capsys.readouterr().out.splitlines()
+    alone = "does not work without this notebook, it"
+    assert one.startswith(f"1.3 unbroadcast: my/unbroadcast.py {alone} raised NameError: name 'LOOPED' is not defined")
+    assert one.endswith(": write LOOPED into its cell, and keep it again")
+    assert other.startswith(f"1.4 matmul_backward: my/matmul_backward.py {alone} gave dL/da [[")
+    assert other.endswith(": write ZERO into its cell, and keep it again")
+
+
+def test_what_is_wrong_is_kept_as_it_is(capsys):
+    book = Notebook()
+    book.turn(WRONG)
+    capsys.readouterr()
+    book.run("tb.course.keep(unbroadcast)")
+    assert capsys.readouterr().out == "1.3 unbroadcast: kept in my/unbroadcast.py\n"
+
+
+def test_a_broken_file_stops_no_other(tmp_path, monkeypatch):
+    book = Notebook()
+    book.turn(RIGHT)
+    for name in ("broken", "my-notes", "walk"):
+        (tmp_path / "my").mkdir(exist_ok=True)
+        (tmp_path / "my" / f"{name}.py").write_text("1 / 0" if name == "broken" else "no Python")
+    book.run("tb.course.keep(unbroadcast)")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my"]:
+        monkeypatch.delitem(sys.modules, name)
+    names = {}
+    exec("from my import unbroadcast", names)
+    assert callable(names["unbroadcast"])
+    with pytest.raises(ZeroDivisionError):
+        exec("from my import broken", names)
 
 
 def test_what_is_not_right_or_not_yours_is_not_taken(tmp_path, capsys):

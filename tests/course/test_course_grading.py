@@ -72,6 +72,23 @@ def duplicates(book):
         book.cells[place + 1].id = f"copy-{place}"
 
 
+def retypes(book):
+    """Each answer in a new cell, in place of the one that was handed out."""
+    for place, cell in enumerate(book.cells):
+        if data(cell).get("solution") and cell.cell_type == "code":
+            book.cells[place] = nbformat.v4.new_code_cell(cell.source)
+
+
+def strips(book):
+    """A fresh notebook with the texts of all cells, as after jupytext; one answer is split in two."""
+    for cell in book.cells:
+        cell.metadata.clear()
+        cell.id = f"new-{cell.id}"
+    cell = next(cell for cell in book.cells if "def ternary_codes" in cell.source)
+    book.cells.insert(book.cells.index(cell) + 1, nbformat.v4.new_code_cell(cell.source))
+    cell.source = "half = 0.5"
+
+
 def prints_to_stderr(book):
     cell = cell_of(book, "ps3-1")
     noise = "    print('working', file=sys.stderr)\n    warnings.warn('slow')\n"
@@ -99,8 +116,8 @@ CLASS = {
     "frank": (untouched, dict.fromkeys(POINTS, 0)),
     "gina": (duplicates, {}),
     "hans": (prints_to_stderr, {}),
-    "Ines, O'Neil (2)": (correct, {}),
-    "12345": (correct, {}),
+    "Ines, O'Neil (2)": (retypes, {}),
+    "12345": (strips, {}),
 }
 
 
@@ -191,6 +208,7 @@ def test_what_is_graded_has_every_test_once_and_whole(student, course):
 
 def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
     """Graded without the masters: an isolated grader need not have them."""
+    before = grades(course.folder)
     (course.folder / "source").rename(tmp_path / "source")
     late = {"amy": (kills_the_kernel, {}), "ben": (loops, {}), "max": (kills_the_grader, {}), "zoe": (correct, {})}
     hand_in(tmp_path / "late", course.release, late)
@@ -199,10 +217,15 @@ def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
     (tmp_path / "late" / "eve.ipynb").symlink_to(ASSIGNMENTS / f"{SET}.ipynb")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "late" / "fay.ipynb")
+    (tmp_path / "late" / "zoe.ipynb").rename(tmp_path / "late" / "zoe.IPYNB")
+    (tmp_path / "late" / "gus").mkdir()
+    (tmp_path / "late" / "hal.py").write_text("x = 1")
+    (tmp_path / "late" / "ann.pdf").write_text("a second hand-in, and no notebook")
+    (tmp_path / "late" / "a*.ipynb").write_text("{}")
     printed = command("grade", SET, tmp_path / "late", "--timeout", 20, "--course", course.folder, folder=tmp_path)
     (tmp_path / "source").rename(course.folder / "source")
     rows = grades(course.folder)
-    odd = ["cem", "dir", "eve", *(["fay"] if hasattr(os, "mkfifo") else [])]
+    odd = ["gus", "hal", "cem", "dir", "eve", *(["fay"] if hasattr(os, "mkfifo") else [])]
     assert set(rows) == {*CLASS, *late, *odd}
     tasks = {student: {k: float(rows[student][f"task {k}"]) for k in POINTS} for student in late}
     assert tasks["ben"] == POINTS | {4: 2}, "interrupted, and what does not need the loop is graded"
@@ -212,7 +235,12 @@ def test_a_loop_and_a_crash_stop_nobody_else(course, tmp_path):
     for student in odd:
         assert float(rows[student]["score"]) == 0 and rows[student]["note"] == "could not be graded"
     assert re.search(r"^cem: .*JSON", printed, re.M)
-    assert all(f"{student}: it is a link, a folder or a pipe, not a notebook\n" in printed for student in odd[1:])
+    assert all(f"{student}: it is a link, a folder or a pipe, not a notebook\n" in printed for student in odd[3:])
+    assert re.search(r"^gus: .*gus holds 0 notebooks: leave in it the one to be graded$", printed, re.M)
+    assert re.search(r"^hal: .*hal.py is no notebook \(\*.ipynb\)$", printed, re.M)
+    assert re.search(r"^not graded: ann: .*ann.pdf is no notebook .*; what was handed in before stays$", printed, re.M)
+    assert re.search(r"^not graded: .*'a\*' cannot be a student's name here: rename it$", printed, re.M)
+    assert rows["ann"] == before["ann"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process as POSIX does")
@@ -264,6 +292,11 @@ def test_prose_is_graded_by_hand_and_feedback_hides_the_hidden_tests(course):
         assert page.count(squeezed("# (hidden tests ran here)")) == 4
     assert squeezed("AssertionError: each row has a beta of its own, and it is never 0") in pages["bob"]
     assert squeezed("Well put.") in pages["ann"]
+
+    path.write_text(path.read_text(encoding="utf-8-sig").replace(",4,Well put.", ",,Well put."), encoding="utf-8")
+    command("feedback", SET, folder=course.folder)
+    assert (grades(course.folder)["ann"]["score"], grades(course.folder)["ann"]["prose"]) == ("25.0", ""), "erased"
+    path.write_text(path.read_text(encoding="utf-8").replace(",,Well put.", ",4,Well put."), encoding="utf-8")
 
     hand_in(course.root / "again", course.release, {"ann": CLASS["ann"]})
     command("grade", SET, course.root / "again", folder=course.folder)

@@ -292,6 +292,8 @@ def test_a_lie_earns_nothing(lie, course):
 @pytest.mark.parametrize(
     ("ending", "points"),
     [("0.5", 0.5), ("True", 1), ("None", 1), ("for _ in range(9):\n    pass", 1), ("x = 7", 1)]
+    + [("import numpy as np\n(np.ones(2) == 1).all()", 1), ("import numpy as np\nnp.isclose(1, 1)", 1)]
+    + [("import numpy as np\n(np.ones(2) == [1, 2]).all()", 0), ("import numpy as np\nnp.ones(2) == 1", 0)]
     + [(ending, 0) for ending in ("False", "float('nan')", "7", "-1", "'text'", "assert False", "raise SystemExit(0)")],
 )
 def test_a_test_may_end_in_points(ending, points, stageless):
@@ -300,6 +302,26 @@ def test_a_test_may_end_in_points(ending, points, stageless):
     made = cell(f"assert True\n{ending}", "m-1-more", 1)
     made.outputs = stageless.grade(made)
     assert determine_grade(made)[0] == points
+
+
+@pytest.mark.parametrize(
+    ("ending", "sentence"),
+    {
+        "False": "the test ends in False",
+        "import numpy as np\nnp.bool_(0)": "the test ends in False",
+        "'text'": "the test ends in text, not in points from 0 to 3",
+        "4": "the test ends in 4.0, not in points",
+    }.items(),
+)
+def test_a_test_that_ends_in_no_points_says_so(ending, sentence, stageless):
+    from tinybitvit.course.perform import mark
+
+    made = cell(ending, "m-1-more", 3)
+    made.outputs = stageless.grade(made)
+    assert mark(made).points == 0 and sentence in mark(made).text
+    made = cell("import numpy as np\n(np.ones(3) == 1).all()", "m-1-more", 3)
+    made.outputs = stageless.grade(made)
+    assert mark(made).points == 3, "NumPy's True is all points, not 1"
 
 
 @pytest.fixture(scope="module")

@@ -191,6 +191,28 @@ def test_grades_for_canvas(monkeypatch, tmp_path, capsys):
     assert "zoe is graded and not in" in out and "2 answers in prose of ps1 have no points yet" in out
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_nobody_gets_the_points_of_somebody_else(order, monkeypatch, tmp_path, capsys):
+    """One person's login may be another's SIS id, or name: points go to one row, and a row has those of one student."""
+    people = [
+        '"A",1,u1,ann,S',
+        '"Z",2,ann,zoe,S',
+        '"B",3,ann,bob,S',
+        '"ann",4,u4,eve,S',
+        '"J",5,u5,jo,S',
+        '"J",6,u6,jo,S',
+    ]
+    text = "\r\n".join(["Student,ID,SIS User ID,SIS Login ID,Section", *people[::order]])
+    (tmp_path / "roster.csv").write_text(text)
+    given = {name: {"ps1": float(number)} for number, name in enumerate(["u1", "ann", "zoe", "jo", "J"][::order])}
+    rows = canvas(monkeypatch, tmp_path, tmp_path / "roster.csv", points=given)[2:]
+    assert {row[1]: row[5] for row in rows if row[5]} == {"1": str(given["ann"]["ps1"]), "2": str(given["zoe"]["ps1"])}
+    out = capsys.readouterr().out
+    assert [name for name in given if f"warning: {name} is graded and not in" in out] == [
+        name for name in given if name in ("u1", "jo", "J")
+    ]
+
+
 def test_grades_for_canvas_without_its_table(monkeypatch, tmp_path):
     rows = canvas(monkeypatch, tmp_path)
     assert rows[2:] == [

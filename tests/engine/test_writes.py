@@ -1,5 +1,7 @@
 """A backward pass after a saved array was changed: an error, or the gradient where the values were."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from devices import each_device, fetch
 
 from tinybitvit import Tensor, nn
 from tinybitvit import functional as F
+from tinybitvit.autograd import _Writes
 from tinybitvit.ops import Function
 from tinybitvit.optim import SGD, AdamW
 from tinybitvit.tensor import apply
@@ -197,3 +200,24 @@ def test_what_a_forward_keeps_as_an_attribute_is_watched_and_not_written_into(ke
         w.data -= 1
         with pytest.raises(RuntimeError, match="changed since"):
             y.backward()
+
+
+def test_a_thread_may_write_while_another_looks():
+    """Two trainings at the same time: what one notes does not disturb what the other looks up."""
+    watch, arrays = _Writes(), [np.zeros(1) for _ in range(3)]
+    writer = threading.Thread(target=lambda: watch.note(arrays[2]))
+
+    class Slow(dict):
+        def items(self):
+            for n, pair in enumerate(super().items()):
+                if n == 0 and writer.ident is None:
+                    writer.start()
+                    writer.join(0.1)
+                yield pair
+
+    watch.times = Slow()
+    for array in arrays[:2]:
+        watch.note(array)
+    assert watch.touched([arrays[1]], 0)
+    writer.join()
+    assert watch.touched([arrays[2]], 2) and not watch.touched([START], 0)

@@ -1,5 +1,7 @@
 """What plots are asked for by mistake, and names and numbers from outside: an error of one sentence, or readable."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -7,7 +9,7 @@ from matplotlib.colors import to_hex
 import tinybitvit as tb
 from tinybitvit import viz
 from tinybitvit.models import VisionTransformer
-from tinybitvit.viz.figure import PALETTE, scale_around_zero, scale_of, shortened
+from tinybitvit.viz.figure import PALETTE, new_figure, scale_around_zero, scale_of, shortened
 
 SIZE = {"dim": 8, "depth": 2, "heads": 2, "patch_size": 2, "epochs": 1, "verbose": 0, "random_state": 0}
 NAMES = ["A$\\x$", "5$ to 10$", "US$ & C$"]
@@ -175,3 +177,11 @@ def test_a_network_without_a_head_takes_any_labels(rng):
     X = rng.standard_normal((2, 8, 8, 1), dtype="float32")
     nets = {name: VisionTransformer(8, 4, 1, 0, dim=8, depth=1, heads=2, rng=rng) for name in "ab"}
     assert viz.compare_attention(nets, X, ["cat", "dog"]).y.tolist() == ["cat", "dog"]
+
+
+def test_a_figure_may_have_formulas():
+    for formulas in (False, True):
+        figure = new_figure(2, 1, formulas=formulas)
+        text = figure.text(0.5, 0.5, "$x_1$")
+        figure.savefig(io.BytesIO(), format="png")
+        assert text.get_parse_math() == formulas

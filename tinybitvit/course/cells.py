@@ -3,11 +3,17 @@
 import ast
 import inspect
 import linecache
+import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .checker import UNWRITTEN, faults, find_task
+
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # any other comma is a decimal one: 2,5
+
+MARKS = ("yours", "solution", "tb.course.yours", "tb.course.solution")
 
 said: dict[str, Any] = {}  # the predictions of this session, None where nobody was asked
 pieces: dict[str, Any] = {}  # id of a cell -> what the library and later cells use: the student's, or the solution
@@ -68,10 +74,13 @@ def _read(typed: str, unit: str, choices: Sequence[Any]) -> Any:
     """The choice or number that was typed, or None."""
     if choices:
         return next((choice for choice in choices if typed.casefold() == str(choice).casefold()), None)
+    text = typed.removesuffix(unit.strip()).strip()
+    text = text.replace(",", "" if THOUSANDS.fullmatch(text) else ".").replace("_", "")
     try:
-        return float(typed.removesuffix(unit).replace(",", "").replace("_", ""))
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def answer(name: str, value: Any, measured: Any = None, tolerance: float = 0.0, unit: str = "") -> None:
@@ -156,17 +165,24 @@ def has_gap(written: Any) -> bool:
 
 
 def source_of(written: Any) -> str:
-    """The source of a function or class, of a notebook's too, without its decorators. ValueError if it is not known."""
-    inside = written if inspect.isfunction(written) else _first_function(written)
+    """The source of a function or class, of a notebook's too, without `yours` on it. ValueError if it is not known."""
+    unwrapped = inspect.unwrap(written)
+    inside = unwrapped if inspect.isfunction(unwrapped) else _first_function(written)
     lines = linecache.getlines(inside.__code__.co_filename, getattr(inside, "__globals__", None))
     line = inside.__code__.co_firstlineno
     for node in ast.walk(ast.parse("".join(lines))) if lines else ():
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name != written.__name__:
             continue
         if min([node.lineno, *(d.lineno for d in node.decorator_list)]) <= line <= (node.end_lineno or 0):
-            source = lines[node.lineno - 1 : node.end_lineno]
-            return inspect.cleandoc("".join(source)) if source[0][0] == " " else "".join(source)
+            source = "".join(lines[node.lineno - 1 : node.end_lineno])
+            above = [f"@{ast.unparse(d)}\n" for d in node.decorator_list if not is_mark(d)]
+            return "".join(above) + (inspect.cleandoc(source) if source[0] == " " else source)
     raise ValueError(f"the source of {written.__name__} is not known: define it in a cell or a file")
+
+
+def is_mark(decorator: ast.expr) -> bool:
+    """Whether a decorator is a lesson's: `@tb.course.yours("1.3")`."""
+    return isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in MARKS
 
 
 def _first_function(written: type) -> Any:

@@ -110,15 +110,11 @@ def canvas(names: list[str], root: Path, to: Path, roster: Path | None = None) -
     points, possible, waiting = _points(names, root)
     rows: list[dict[str, Any]]
     rows = _roster(roster) if roster is not None else [{"Student": s, "SIS Login ID": s} for s in sorted(points)]
-    found = set()
-    for row in rows:
-        keys = [row.get(column, "") for column in ("SIS Login ID", "SIS User ID", "ID", "Student")]
-        student = next((key for key in keys if key in points), None)
-        if student is not None:
-            found.add(student)
-            row.update(points[student])
-    for student in sorted(points.keys() - found):
-        print(f"warning: {student} is graded and not in {roster}: no grade is written")
+    found = _found(list(points), rows)
+    for student, row in found.items():
+        row.update(points[student])
+    for student in sorted(points.keys() - found.keys()):
+        print(f"warning: {student} is graded and not in {roster}, or not alone: no grade is written")
     for name, count in waiting.items():
         if count:
             print(f"warning: {count} answers in prose of {name} have no points yet: they count as 0")
@@ -131,6 +127,19 @@ def canvas(names: list[str], root: Path, to: Path, roster: Path | None = None) -
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue())
     return [path]
+
+
+def _found(students: list[str], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{student: row}, a row for one student only: by the first column that has the name, and has it once."""
+    found: dict[str, dict[str, Any]] = {}
+    left = list(rows)
+    for column in ("SIS Login ID", "SIS User ID", "ID", "Student"):
+        for student in students:
+            matches = [row for row in left if row.get(column) == student]
+            if student not in found and len(matches) == 1:
+                found[student] = matches[0]
+                left = [row for row in left if row is not matches[0]]
+    return found
 
 
 def _points(names: list[str], root: Path) -> tuple[dict[str, dict[str, float]], dict[str, float], dict[str, int]]:

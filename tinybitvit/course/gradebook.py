@@ -143,14 +143,13 @@ def read_answers(root: Path, name: str) -> None:
                 comment = book.find_comment(question, name, name, student)
             except MissingEntry:
                 raise ValueError(f"{path}: there is no {question!r} of {student!r}: leave these two columns") from None
-            if points:
-                try:
-                    grade.manual_score = float(points.replace(",", "."))
-                except ValueError:
-                    raise ValueError(f"{path}: {points!r} are no points for {student}: type a number") from None
-                if not 0 <= grade.manual_score <= grade.max_score:
-                    raise ValueError(f"{path}: {points} points for {student}: {question} has 0 to {grade.max_score:g}")
-                grade.needs_manual_grade = False
+            try:
+                grade.manual_score = float(points.replace(",", ".")) if points else None  # erased: not graded yet
+            except ValueError:
+                raise ValueError(f"{path}: {points!r} are no points for {student}: type a number") from None
+            if points and not 0 <= grade.manual_score <= grade.max_score:
+                raise ValueError(f"{path}: {points} points for {student}: {question} has 0 to {grade.max_score:g}")
+            grade.needs_manual_grade = _points(grade) is None
             comment.manual_comment = row["comment"].strip() or None
         book.db.commit()
 

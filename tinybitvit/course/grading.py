@@ -20,7 +20,7 @@ from typing import Any
 from ..files import write_file
 from .gradebook import database, gradebook, grades_row, quiet, read_answers, write_answers, write_grades
 from .stage import TIMEOUT, Stage
-from .submission import MOST_BYTES
+from .submission import MOST_BYTES, left_behind, notebooks_in
 
 # "*" and its like select several students where nbgrader looks for one.
 STUDENT = re.compile(r"\w[\w .,@'()=-]*")
@@ -118,18 +118,30 @@ def grade(
 
     submissions: `<student>.ipynb` files, or folders `<student>` that hold one notebook each, at any depth. timeout:
     seconds that a cell may take. jobs: submissions graded at the same time, in processes of their own (None: one for
-    each core). What goes wrong with one submission stands in its line and stops no other.
+    each core). What goes wrong with one submission stands in its line and stops no other. A student who hands in no
+    notebook has 0 points, or those of one that was graded before.
     """
     _require_nbgrader()
     root = Path(course).resolve()
     _require_release(name, root)
-    found = find_submissions(Path(submissions))
+    found, left_out = find_submissions(Path(submissions))
     _say_what_is_missing()
-    odd = {student: problem for student, path in found.items() if (problem := _take_in(path, root, name, student))}
+    odd = {}
+    for student, entry in list(found.items()):
+        place = root / "submitted" / student / name / f"{name}.ipynb"
+        data, odd[student] = _taken_in(entry)
+        if odd[student] and place.is_file():
+            left_out.append(f"{student}: {odd[student]}; what was handed in before stays")
+            del found[student]
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_file(place, data)
+    for line in left_out:
+        print(f"not graded: {line}")
     for student, problem in _autograde(root, name, list(found), timeout, jobs):
         with gradebook(root) as book:
             row = grades_row(root, book.find_submission(name, student))
-        problem = odd.get(student, problem)
+        problem = odd[student] or problem
         print(f"{student}: {problem or '{score:g} of {max_score:g} points'.format(**row)}", flush=True)
     write_answers(root, name)
     return write_grades(root)
@@ -182,42 +194,63 @@ def _say_what_is_missing() -> None:
             print(f"warning: {wall} of the students' code: docs/instructors.md says what to do")
 
 
-def _take_in(path: Path, root: Path, name: str, student: str) -> str | None:
-    """Copy a submission into the course folder; or an empty file, and say why it is not the submission."""
-    problem = None
-    if path.is_symlink() or not path.is_file():  # a link may lead to the master
-        problem = "it is a link, a folder or a pipe, not a notebook"
-    elif path.stat().st_size > MOST_BYTES:
-        problem = f"it has over {MOST_BYTES >> 20} MB: its outputs should be cleared"
-    place = root / "submitted" / student / name / f"{name}.ipynb"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_file(place, "" if problem else path.read_bytes())
-    return problem
+def _taken_in(entry: Path | str) -> tuple[bytes, str | None]:
+    """What a notebook holds; or nothing, and why it is no submission."""
+    if isinstance(entry, str):
+        return b"", entry
+    if entry.is_symlink() or not entry.is_file():  # a link may lead to the master
+        return b"", "it is a link, a folder or a pipe, not a notebook"
+    try:
+        if entry.stat().st_size > MOST_BYTES:
+            return b"", f"it has over {MOST_BYTES >> 20} MB: its outputs should be cleared"
+        return entry.read_bytes(), None
+    except OSError as error:
+        return b"", f"it cannot be read ({error.strerror}): copy it again"
 
 
-def find_submissions(folder: Path) -> dict[str, Path]:
-    """Student -> notebook. ValueError where a name cannot be a student's, or a folder does not hold one notebook."""
+def find_submissions(folder: Path) -> tuple[dict[str, Path | str], list[str]]:
+    """Student -> notebook, or why there is none; and a line for each entry that cannot be a student's.
+
+    ValueError for a folder without any notebook: it may be the wrong one.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name the folder that holds the submissions")
-    found = {}
+    entries: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__")):
-            continue  # what file systems and archives leave behind
-        if path.suffix == ".ipynb" or path.is_symlink():
-            inside = [path]
-        elif path.is_dir():
-            inside = [p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+        if not left_behind(path.name):
+            entries.setdefault(_student(path), []).append(path)
+    found: dict[str, Path | str] = {}
+    left_out = []
+    for student, paths in entries.items():
+        if STUDENT.fullmatch(student):
+            found[student] = _one_notebook(paths)
         else:
-            continue
-        student = path.stem if path.suffix == ".ipynb" else path.name
-        if len(inside) != 1:
-            raise ValueError(f"{path} holds {len(inside)} notebooks: leave in it the one to be graded")
-        if not STUDENT.fullmatch(student) or student in found:
-            raise ValueError(f"{path}: {student!r} cannot be a student's name here, or comes twice: rename it")
-        found[student] = inside[0]
-    if not found:
-        raise ValueError(f"no notebook (*.ipynb) in {folder}")
-    return found
+            left_out += [f"{path}: {student!r} cannot be a student's name here: rename it" for path in paths]
+    if not any(isinstance(entry, Path) for entry in found.values()):
+        problems = "".join(f"; {problem}" for problem in [*found.values(), *left_out])
+        raise ValueError(f"no notebook (*.ipynb) in {folder} that can be graded{problems}")
+    return found, left_out
+
+
+def _student(path: Path) -> str:
+    """Whose an entry is: `ann.ipynb`, `ann.IPYNB`, `ann.ipynb.txt`, `ann.py` and the folder `ann` are ann's."""
+    plain = path.is_file() and not path.is_symlink()
+    return re.sub(r"(?i)(\.ipynb)?(\.\w+)?$" if plain else r"(?i)\.ipynb$", "", path.name)
+
+
+def _one_notebook(paths: list[Path]) -> Path | str:
+    """The notebook among the entries of a student; or why there is none, or which is meant."""
+    found = []
+    for path in paths:
+        folder = path.is_dir() and not path.is_symlink() and path.suffix.lower() != ".ipynb"
+        named = path.suffix.lower() == ".ipynb" or path.is_symlink()
+        found += notebooks_in(path) if folder else [path] * named
+    if len(found) == 1:
+        return found[0]
+    where = " and ".join(map(str, paths))
+    if found or any(path.is_dir() for path in paths):
+        return f"{where} holds {len(found)} notebooks: leave in it the one to be graded"
+    return f"{where} is no notebook (*.ipynb)"
 
 
 # --- nbgrader ---------------------------------------------------------------------------------------------------------

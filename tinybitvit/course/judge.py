@@ -1,17 +1,17 @@
 """The tests of a notebook, run where no student's code is: what they call is answered by the student's process."""
 
 import ast
-import math
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import nbformat
+import numpy as np
 
 from .player import Output
 from .stage import NoAnswer, Stage
-from .submission import execute, without_magics
+from .submission import Compiler, execute, without_magics
 from .wire import NOTEBOOK
 
 VALUE = "the last value of a test"  # a name that no test uses
@@ -28,6 +28,7 @@ class Judge:
     def __init__(self, cells: list, stage: Stage):
         self.stage = stage
         self.names: dict[str, Any] = {"__name__": NOTEBOOK}
+        self.compile = Compiler()
         code = [cell for cell in cells if cell.cell_type == "code"]
         self.plain = [cell for cell in code if not _kind(cell, "solution")]
         self.wanted = {name for cell in code if _kind(cell, "solution") for name in defined(cell.source)}
@@ -62,7 +63,7 @@ class Judge:
                     break
                 continue
             with suppress(Exception, SystemExit):
-                execute(compile(without_magics(cell.source), "cell", "exec"), self.names)
+                execute(self.compile(without_magics(cell.source), "cell"), self.names)
 
     def _answers(self) -> dict[str, Any]:
         found = {}
@@ -85,16 +86,20 @@ class Judge:
         for statement in body:
             whole = ast.fix_missing_locations(ast.Module([statement], []))
             try:
-                execute(compile(whole, "test", "exec"), self.names)
+                execute(self.compile(whole, "test"), self.names)
             except AssertionError as error:
                 if not isinstance(statement, INDEPENDENT):
                     raise
                 failed.append(error)
         value = self.names.pop(VALUE)
-        if value is None or value is True:
+        if isinstance(value, (bool, np.bool_)):
+            assert value, "the test ends in False"
+        if value is None or isinstance(value, (bool, np.bool_)):
             return None
-        value = float(value) if value is not False else math.nan
-        assert 0 <= value <= points, f"the test ends in {value}, not in points from 0 to {points:g}"
+        with suppress(TypeError, ValueError):
+            value = float(value)
+        right = isinstance(value, float) and 0 <= value <= points
+        assert right, f"the test ends in {value}, not in points from 0 to {points:g}"
         return value
 
 

@@ -4,18 +4,16 @@ import ast
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import io
-import symtable
 import sys
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..files import write_file
-from .cells import better, pieces, source_of
+from .carry import carry, used_names
+from .cells import better, is_mark, pieces
 from .checker import LESSONS, Task, faults, tasks
 
 FOLDER = "my"
@@ -25,28 +23,56 @@ SOLUTIONS = "solutions"  # what functions out of the lessons' scripts say is the
 def keep(*written: Any, folder: str = FOLDER) -> None:
     """Write functions and classes of `yours` cells to files `my/<name>.py`, for the lessons that follow.
 
-    folder: taken from the working directory. A file holds the source, and what else of the notebook it needs. One that
-    is there already and differs stays beside it as `<name>.py.bak` (`.bak2`, ...). The solution is not written: nothing
-    of it is yours.
+    folder: taken from the working directory. A file holds the source, and what else of the notebook it needs; whether
+    it works without the notebook is tried, and said. One that is there already and differs stays beside it as
+    `<name>.py.bak` (`.bak2`, ...). The solution is not written: nothing of it is yours.
     """
     tasks_of = {_task(getattr(one, "piece", ""), one).id: one for one in written}
     if others := [f"{piece} {one.__name__}" for piece, one in tasks_of.items() if not getattr(one, "own", False)]:
         print(f"not yours yet, so not kept: {', '.join(others)}")
-    for one in written:
-        if not getattr(one, "own", False):
-            continue
-        task = _task(one.piece, one)
+    waiting, files = [one for one in written if getattr(one, "own", False)], []
+    for one in waiting:
+        task, carried = _task(one.piece, one), carry(one)
         path = Path(folder) / f"{task.name}.py"
-        text = f'"""{task.name}, cell {task.id} of the lessons."""\n\n{_self_contained(one)}'
-        note = ""
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            backup = _free(path)
-            path.replace(backup)
-            note = f"; what was there is {backup.name} now"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, text)
-        _index(path.parent)
-        print(f"{task.id} {task.name}: kept in {path.as_posix()}{note}")
+        note = _write(path, f'"""{task.name}, cell {task.id} of the lessons."""\n\n{carried.text()}')
+        files.append((one, task, path, carried, note))
+        # what it uses of other cells has to lie beside it
+        waiting += [
+            other for other in carried.pieces if other not in waiting and not path.with_stem(other.__name__).exists()
+        ]
+    for one, task, path, carried, note in files:
+        lost = ", ".join(carried.lost)
+        if problem := _problem(path, task, one):
+            needed = lost or ", ".join(carried.copied) or "all that it needs"
+            print(
+                f"{task.id} {task.name}: {path.as_posix()} does not work without this notebook, {problem}:"
+                f" write {needed} into its cell, and keep it again{note}"
+            )
+        else:
+            print(f"{task.id} {task.name}: kept in {path.as_posix()}{lost and f', without {lost}'}{note}")
+
+
+def _write(path, text):
+    """Write a file, and the index beside it; a note on what was there before."""
+    note = ""
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        backup = _free(path)
+        path.replace(backup)
+        note = f"; what was there is {backup.name} now"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, text)
+    _index(path.parent)
+    return note
+
+
+def _problem(path, task, own):
+    """What is wrong with a file of a piece that was not wrong with the piece, or None."""
+    try:
+        found = faults(task, _imported(path, task))
+    except Exception as error:  # whatever is missing there
+        return f"{type(error).__name__}: {error}"
+    before = faults(task, own) if any(found) else found
+    return next((new.partition("\n")[0] for new, old in zip(found, before, strict=True) if new and not old), None)
 
 
 def _free(path):
@@ -58,61 +84,12 @@ def _free(path):
 
 def _index(folder):
     """So that `from my import softmax` works."""
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    text = '"""What I wrote in the lessons."""\n\n' + "".join(
-        f"from .{name} import {name} as {name}\n" for name in names
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__" and path.stem.isidentifier())
+    text = '"""What I wrote in the lessons."""\n\nfrom contextlib import suppress\n\n' + "".join(
+        f"with suppress(Exception):  # one that does not run stops no other\n    from .{name} import {name} as {name}\n"
+        for name in names
     )
     write_file(folder / "__init__.py", text)
-
-
-def _self_contained(one):
-    """The source of a function or class below the imports, constants and helpers that it uses."""
-    head: list[str] = []
-    body: list[str] = []
-    _gather(one, _globals(one), head, body, {one.__name__})
-    body.append(source_of(one))
-    return "\n".join([*sorted(set(head)), ""] if head else []) + "\n\n" * bool(head) + "\n\n".join(body)
-
-
-def _gather(one, names, head, body, seen):
-    for name in used_names(source_of(one)):
-        if name not in names or name in seen:
-            continue
-        seen.add(name)
-        value = names[name]
-        module = getattr(value, "__module__", None)
-        if isinstance(value, ModuleType):
-            head.append(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
-        elif getattr(value, "piece", None) and getattr(value, "own", False):
-            head.append(f"from .{value.__name__} import {value.__name__}" + _as(value, name))
-        elif callable(value) and module not in (None, "__main__", SOLUTIONS) and hasattr(value, "__name__"):
-            head.append(f"from {module} import {value.__name__}" + _as(value, name))
-        elif inspect.isfunction(value) or inspect.isclass(value):
-            _gather(value, _globals(value) if inspect.isfunction(value) else names, head, body, seen)
-            body.append(source_of(value))
-        elif isinstance(value, (int, float, str, tuple, list)):
-            body.append(f"{name} = {value!r}\n")
-
-
-def used_names(source: str) -> list[str]:
-    """The names that a piece of code takes from around it, sorted: no locals, nothing that it defines itself."""
-    top = symtable.symtable(source, "source", "exec")
-    tables, found = [*top.get_children()], {symbol.get_name() for symbol in top.get_symbols()}
-    while tables:
-        table = tables.pop()
-        found |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-        tables += table.get_children()
-    return sorted(found - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()})
-
-
-def _as(value, name):
-    return "" if value.__name__ == name else f" as {name}"
-
-
-def _globals(one):
-    methods = vars(one).values() if inspect.isclass(one) else (one,)
-    functions = [getattr(value, "__func__", value) for value in methods]
-    return next(f.__globals__ for f in functions if inspect.isfunction(f))
 
 
 # --- reading it again -------------------------------------------------------------------------------------------------
@@ -187,21 +164,26 @@ def _tell(found, folder):
 
 def _load(path, task):
     """The function or class in a file of the student's folder; None, and a line, where the file does not run."""
-    package = f"_{path.parent.name}"
-    spec = importlib.util.spec_from_file_location(package, path.parent / "__init__.py")
-    assert spec is not None
     try:
-        sys.modules[package] = importlib.util.module_from_spec(spec)
-        sys.modules[package].__path__ = [str(path.parent)]
-        for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
-            del sys.modules[name]
-        importlib.invalidate_caches()
-        own = getattr(importlib.import_module(f"{package}.{path.stem}"), task.name)
+        own = _imported(path, task)
     except Exception as error:  # whatever is wrong in a file of the student's
         print(f"{path.as_posix()} does not run: {type(error).__name__}: {error}")
         return None
     own.piece, own.own = task.id, True
     return own
+
+
+def _imported(path, task):
+    """The function or class in a file of the student's folder, read anew."""
+    package = f"_{path.parent.name}"
+    spec = importlib.util.spec_from_file_location(package, path.parent / "__init__.py")
+    assert spec is not None
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    sys.modules[package].__path__ = [str(path.parent)]
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return getattr(importlib.import_module(f"{package}.{path.stem}"), task.name)
 
 
 # --- the solutions ----------------------------------------------------------------------------------------------------
@@ -238,7 +220,7 @@ def _needed(node, wanted, piece):
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         bound = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) in MARKS]
+        marks = [d for d in node.decorator_list if is_mark(d)]
         bound = {node.name} if not marks or ast.unparse(marks[0].func).endswith("solution") else set()
     elif isinstance(node, ast.Assign) and (isinstance(node.value, ast.Constant) or _is_mine(node.value)):
         bound = {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
@@ -255,15 +237,10 @@ def _is_mine(value):
     return isinstance(value, ast.Call) and ast.unparse(value.func) in ("mine", "tb.course.mine")
 
 
-MARKS = ("yours", "solution", "tb.course.yours", "tb.course.solution")
-
-
 def _bare(node):
     """The statement without the decorators of a lesson."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        node.decorator_list = [
-            d for d in node.decorator_list if not (isinstance(d, ast.Call) and ast.unparse(d.func) in MARKS)
-        ]
+        node.decorator_list = [d for d in node.decorator_list if not is_mark(d)]
     return node
 
 

@@ -6,7 +6,7 @@ nbgrader's converters (`preprocessors`), and the graders for other services (`ex
 import copy
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import nbformat
 from ..files import file_problem
 from .judge import Judge
 from .stage import TIMEOUT, Stage
-from .submission import MOST_BYTES
+from .submission import MOST_BYTES, notebooks_in
 
 SHOWN = ("text/plain", "text/html", "image/png", "image/jpeg")  # of what a cell displayed
 
@@ -42,24 +42,47 @@ def is_test(cell: Any) -> bool:
     return cell.cell_type == "code" and bool(about(cell).get("grade")) and not about(cell).get("solution")
 
 
-def repair(cells: list, handed_out: Iterable) -> None:
+def repair(cells: list, handed_out: Sequence) -> None:
     """Give a submission the graded cells that were handed out: each of them once, with its own metadata.
 
     Of a cell that comes twice the last copy counts; what is missing is put back in front of the next that survived.
+    Not so the code that students write: where its cell is gone, the answer may stand in any other, retyped or split,
+    and a stub behind it would undo it. An answer in prose without its cell is what was written besides the handed out.
     """
     known = {about(cell)["grade_id"]: cell for cell in handed_out if about(cell)}
+    places = _find_again(cells, known)
+    texts = {cell.source.strip() for cell in handed_out}
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown" and not about(cell)]
+    prose = [text for text in prose if text.strip() not in texts]
+    place = len(cells)
+    stubs: list[Any] = []
+    for grade_id, cell in reversed(known.items()):
+        place = places.get(grade_id, place)
+        if grade_id in places:
+            continue
+        new = copy.deepcopy(cell)
+        if not about(cell).get("solution"):
+            cells.insert(place, new)
+        elif cell.cell_type == "markdown":
+            new.source = "\n\n".join(prose) or new.source
+            cells.insert(place, new)
+        elif about(cell).get("grade"):  # code that is graded by hand
+            stubs.insert(0, new)
+    cells[:0] = stubs
+
+
+def _find_again(cells: list, known: Mapping) -> dict[str, int]:
+    """{grade_id: its place} of what is left of the known cells, which get their metadata back."""
+    ids = {cell.id: grade_id for grade_id, cell in known.items() if "id" in cell}
     places: dict[str, int] = {}
     for place, cell in reversed(list(enumerate(cells))):
         given = cell.metadata.pop("nbgrader", None)
-        grade_id = given.get("grade_id") if isinstance(given, dict) else None
+        # some tools strip the metadata of a cell and leave its id
+        grade_id = given.get("grade_id") if isinstance(given, dict) else ids.get(cell.get("id"))
         if isinstance(grade_id, str) and grade_id in known and grade_id not in places:
             places[grade_id] = place
             cell.metadata["nbgrader"] = copy.deepcopy(known[grade_id].metadata.nbgrader)
-    place = len(cells)
-    for grade_id, cell in reversed(known.items()):
-        place = places.get(grade_id, place)
-        if grade_id not in places:
-            cells.insert(place, copy.deepcopy(cell))
+    return places
 
 
 def perform(cells: list, handed_out: list, folder: Path, timeout: int = TIMEOUT) -> list[str]:
@@ -122,7 +145,7 @@ def marks_of_folder(tests: Path, folder: Path, timeout: int = TIMEOUT) -> tuple[
     """`marks` of the notebook in a folder: that with the set's name, or the only one. No points where there is none."""
     path = folder / tests.name
     if not os.path.lexists(path):
-        found = [p for p in sorted(folder.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+        found = notebooks_in(folder)
         if len(found) != 1:
             return no_marks(tests, f"hand in {tests.name}: there are {len(found)} notebooks"), []
         path = found[0]

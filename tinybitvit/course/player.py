@@ -24,7 +24,7 @@ import numpy as np
 from .. import functional, nn, optim  # noqa: F401  what notebooks need is imported before the walls go up
 from ..ops import Context
 from . import cage, wire
-from .submission import execute, without_magics
+from .submission import Compiler, execute, without_magics
 
 SHOWN = 200_000  # characters of output kept from a cell
 
@@ -49,6 +49,7 @@ class Notebook:
         self.names: dict[str, Any] = {}
         self.shell: Any = None
         self.cells = 0
+        self.compile = Compiler()
         with contextlib.suppress(ImportError):
             from IPython.core.displaypub import CapturingDisplayPublisher
             from IPython.core.interactiveshell import InteractiveShell
@@ -86,8 +87,8 @@ class Notebook:
         body, last = ast.parse(plain, place).body, []
         if body and isinstance(body[-1], ast.Expr) and not plain.rstrip().endswith(";"):
             last = [body.pop()]
-        execute(compile(ast.Module(body, []), place, "exec"), self.names)
-        execute(compile(ast.Interactive(last), place, "single"), self.names)
+        execute(self.compile(ast.Module(body, []), place), self.names)
+        execute(self.compile(ast.Interactive(last), place, "single"), self.names)
         if self.shell is not None:
             self.shell.events.trigger("post_execute")  # where matplotlib shows its figures
 

@@ -1,9 +1,13 @@
 """A submission as cells, and as the names that it defines."""
 
+import __future__
+
 import ast
 import contextlib
+import functools
 import io
 import json
+import operator
 import re
 import textwrap
 from os import PathLike
@@ -13,6 +17,9 @@ from typing import Any
 
 from ..files import file_problem
 
+FUTURE = functools.reduce(
+    operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+)
 MAGIC = re.compile(r"(\s*)([%!?]|[\w., ]+=\s*[%!]|[\w.]+\?+\s*$)")
 MOST_BYTES = 64 << 20  # of a notebook with all of its pictures
 
@@ -25,10 +32,23 @@ def load(path: str | PathLike) -> dict[str, Any]:
     notebook or script.
     """
     names: dict[str, Any] = {"__name__": Path(path).stem}
+    compiled = Compiler()
     for number, source in enumerate(read_cells(path)):
         with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stdout(io.StringIO()):
-            execute(compile(without_magics(source), f"{Path(path).name}, cell {number}", "exec"), names)
+            execute(compiled(without_magics(source), f"{Path(path).name}, cell {number}"), names)
     return names
+
+
+class Compiler:
+    """`compile` for the cells of a notebook: what one of them imports `from __future__` holds for those after it."""
+
+    def __init__(self) -> None:
+        self.flags = 0
+
+    def __call__(self, source: Any, place: str, mode: str = "exec") -> CodeType:
+        code = compile(source, place, mode, self.flags, dont_inherit=True)
+        self.flags |= code.co_flags & FUTURE
+        return code
 
 
 def execute(code: CodeType, names: dict[str, Any]) -> None:
@@ -44,12 +64,23 @@ def read_cells(path: str | PathLike) -> list[str]:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} has over {MOST_BYTES >> 20} MB: clear the outputs of the notebook")
     text = path.read_text(encoding="utf-8", errors="replace")
-    if path.suffix == ".ipynb":
+    if path.suffix.lower() == ".ipynb":
         return _notebook_cells(text)
     try:
         return [ast.unparse(statement) for statement in ast.parse(text).body]
     except (SyntaxError, ValueError, RecursionError):
         return [text]
+
+
+def notebooks_in(folder: Path) -> list[Path]:
+    """The notebooks in a folder, at any depth, without what file systems and archives leave behind."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".ipynb"]
+    return [path for path in found if not any(map(left_behind, path.relative_to(folder).parts))]
+
+
+def left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is nobody's work: `.ipynb_checkpoints`, `__MACOSX`."""
+    return name.startswith((".", "__"))
 
 
 def _notebook_cells(text: str) -> list[str]:

@@ -7,11 +7,14 @@ The grader lends: its objects arrive as copies of the same class, its functions 
 process sends numbers, arrays, text, lists, tuples, dicts and Tensors; of other things only the name of their class.
 """
 
+import contextlib
 import functools
 import importlib
 import json
+import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ NOTEBOOK = "notebook"  # the `__module__` of classes that a notebook defines
 KINDS = "biufc"  # of the arrays that travel
 LIBRARY = __name__.partition(".")[0]
 FUNCTIONS = types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, np.ufunc
+PLAIN = bool, int, float, str
 MISSING = object()
 
 
@@ -63,7 +67,9 @@ class Packing:
         return b"".join([len(head).to_bytes(8, "big"), head, *self._parts])
 
     def refer(self, value: Any) -> Any:
-        if value is None or type(value) in (bool, int, float, str):
+        if self.lend is None and id(value) not in self._index:
+            value = plain(value)
+        if value is None or type(value) in PLAIN:
             return value
         if id(value) not in self._index:
             self._index[id(value)] = len(self.values)
@@ -81,7 +87,9 @@ class Packing:
         if self.lend is not None:
             return self._lent(value)
         if isinstance(value, Tensor):
-            return ["tensor", self.refer(value.data)]
+            return ["tensor", self.refer(value.data), value.requires_grad]
+        if (array := as_array(value)) is not None:
+            return self._array(array)
         return ["foreign", type(value).__name__]
 
     def state(self, value: Any) -> list:
@@ -123,6 +131,26 @@ class Packing:
 
     def _attributes(self, value: Any) -> list:
         return [[name, self.refer(item)] for name, item in attributes(value).items()]
+
+
+def plain(value: Any) -> Any:
+    """A number or text of another type than Python's own, such as Fraction, as one of its own; the rest as it is."""
+    if type(value) in PLAIN or (isinstance(value, np.generic) and not isinstance(value, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, (numbers.Real, Decimal)):
+        return float(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def as_array(value: Any) -> np.ndarray | None:
+    """What NumPy takes for an array of numbers, such as a range, as one; None for anything else."""
+    with contextlib.suppress(Exception):  # whatever an object of a student's does when it is asked
+        array = np.asarray(value)
+        if array.dtype.kind in KINDS:
+            return array
+    return None
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -214,7 +242,7 @@ class Letter:
             array = self._array(*rest)
             return array[()] if kind == "scalar" else array
         if kind == "tensor":
-            return Tensor(self.value(rest[0]))
+            return Tensor(self.value(rest[0]), requires_grad=bool(rest[1]))
         if kind == "foreign":
             return Foreign(str(rest[0]))
         if self._borrow is None:

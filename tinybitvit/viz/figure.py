@@ -30,12 +30,14 @@ NARROW, ONE_LINE = 14, 11  # of one beside a small picture, and in one line with
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows without pyplot; save it with `savefig(path)`.
 
-    Its texts are no formulas: a class may be called "5$ to 10$", or hold any bytes.
+    Its texts are no formulas unless it is to have some: a class may be called "5$ to 10$", or hold any bytes.
     """
+
+    formulas = False
 
     def draw(self, renderer: Any) -> None:
         """matplotlib's own, by which every figure passes."""
-        for text in self.findobj(Text):
+        for text in self.findobj(Text) if not self.formulas else ():
             text.set_parse_math(False)
             text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
         super().draw(renderer)
@@ -58,9 +60,11 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of so many inches that leaves its labels room."""
-    return Picture(figsize=(width, height), layout="compressed")
+def new_figure(width: float, height: float, formulas: bool = False) -> Picture:
+    """An empty figure of so many inches that leaves its labels room. formulas: whether $...$ in its texts are some."""
+    figure = Picture(figsize=(width, height), layout="compressed")
+    figure.formulas = formulas
+    return figure
 
 
 def shortened(name: Any, most: int = LONGEST_NAME) -> str:
