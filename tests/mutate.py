@@ -406,9 +406,13 @@ def load_checks():
     for op in ("exp", "log", "sqrt", "tanh", "sigmoid"):
         whole = functools.partial(edges.test_functions_of_whole_numbers_are_float32_as_in_torch, op, "uint8")
         more.setdefault(op, []).append(whole)
-    for op in ("mse_loss", "kl_div"):
-        more.setdefault(op, []).append(lambda: edges.test_losses_of_whole_numbers_do_not_wrap("uint8"))
-    more.setdefault("dropout", []).append(lambda: edges.test_dropout_of_whole_numbers_rescales_what_is_left("uint8"))
+    for dtype in ("uint8", "int64"):
+        for op in ("mse_loss", "kl_div"):
+            losses = functools.partial(edges.test_losses_of_whole_numbers_do_not_wrap, dtype)
+            more.setdefault(op, []).append(losses)
+        dropout = functools.partial(edges.test_dropout_of_whole_numbers_rescales_what_is_left, dtype)
+        more.setdefault("dropout", []).append(dropout)
+    more.setdefault("absmax", []).append(lambda: codes_in_place(np))
     for op in ("layer_norm", "rms_norm", "log_softmax"):
         for sizes in ((5000, 4, 1), (2, 1000, 100)):
             half = functools.partial(edges.test_gradients_of_half_precision_are_summed_in_float32, op, *sizes)
@@ -438,6 +442,16 @@ def special_numbers(edges, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         edges.test_special_numbers_are_as_in_torch(name, -2.5)
+
+
+def codes_in_place(np):
+    """Activations may become their own codes."""
+    from tinybitvit.ops import ste
+
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype("float32")
+    codes, step = ste.absmax_codes(np, x.copy(), 8)
+    again, same = ste.absmax_codes(np, x, 8, out=x)
+    assert again is x and np.array_equal(again, codes) and np.array_equal(same, step)
 
 
 def huge_weights(np, op):
