@@ -41,8 +41,8 @@ def chosen(dataset: str | PathLike, images: int, given: dict[str, Any], start: A
     None stands for what was not given, but in NONE_IS_A_CHOICE. Unless epochs are given, they are the usual ones or as
     many as make UPDATES updates. start: see `preset`.
     """
-    chosen = {name: value for name, value in given.items() if value is not None or name in NONE_IS_A_CHOICE}
-    options = {**preset(dataset, start), **chosen}
+    given = {name: value for name, value in given.items() if value is not None or name in NONE_IS_A_CHOICE}
+    options = {**preset(dataset, start), **given}
     usual = {name: options.get(name, default_of(name)) for name in ("epochs", "batch_size")}
     needed = math.ceil(UPDATES / math.ceil(images / usual["batch_size"]))
     if given.get("epochs") is None and needed > usual["epochs"]:

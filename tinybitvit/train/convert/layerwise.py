@@ -8,6 +8,7 @@ from ... import autograd, backend
 from ... import functional as F
 from ...autograd import no_grad
 from .descent import best_weight, round_weight
+from .objectives import LEAST_CHANGE
 
 CHUNK = 256  # images at a time
 BATCH = 64  # images in a forward and backward pass
@@ -51,7 +52,7 @@ def drawn_loss(teacher, x, rng, hidden):
     for block in teacher.blocks:
         after = block(h)
         # a block that does nothing has no error in units of what it does
-        change = max(float(((after - h).data ** 2).mean()), 1e-6 * float((h.data**2).mean()), 1e-30)
+        change = max(float(((after - h).data ** 2).mean()), LEAST_CHANGE * float((h.data**2).mean()), 1e-30)
         noise = rng.standard_normal(h.shape) * (2 * hidden / (len(teacher.blocks) * change * h.size)) ** 0.5
         loss = loss + (after * F.as_tensor(noise.astype(h.dtype)).to(h.device)).sum()
         h = after

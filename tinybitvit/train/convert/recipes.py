@@ -113,10 +113,9 @@ class Stages:
         self.stage, self.done, self.length = self.stages[i], last - start, self.ends[i] - start
         self.trainer.objective = self.objectives[self.stage.learns]
         self._set_rates()
+        temperature = 0.1 * 100 ** (last / max(self.ends[-1], 1))  # of ste='ede': from 0.1 to 10, as in IR-Net
         for layer in self.layers:
-            layer.temperature = 0.1 * 100 ** (
-                last / max(self.ends[-1], 1)
-            )  # of ste='ede': from 0.1 to 10, as in IR-Net
+            layer.temperature = temperature
 
     def _set_rates(self):
         stage = self.stage
